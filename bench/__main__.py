@@ -1,0 +1,22 @@
+"""``python -m bench [relay | memory] ...``; ``relay`` when nothing is named."""
+
+import sys
+
+try:
+    from bench import memory, relay
+except ModuleNotFoundError as error:
+    if error.name != "tabulate":
+        raise
+    sys.exit("the bench needs tabulate: python -m pip install -e '.[bench]'")
+
+COMMANDS = {"relay": relay.main, "memory": memory.main}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    return relay.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

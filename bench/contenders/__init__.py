@@ -1,0 +1,54 @@
+"""The contenders: a file each, found by being in this folder.
+
+A file has a list ``CONTENDERS``. What a contender has to do is in :class:`Contender`; that is all.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+def nothing() -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A relay.
+
+    ``serve`` runs in a process of its own. It is given the backend's port on 127.0.0.1, listens
+    on a port that it chooses there, connects to the backend for each client, prints ``ready PORT``
+    when a client may connect (see :func:`announce`), and relays until the process is killed. It may
+    exec another program. It sets ``TCP_NODELAY`` on both sockets of a relay, as all others do.
+
+    ``missing`` says what is not there on this machine, if anything is; the contender is then left
+    out.
+    """
+
+    name: str
+    description: str
+    serve: Callable[[int], None]
+    missing: Callable[[], str] = nothing
+    answers_stats: bool = False  # SIGUSR1, with gsplice.stats() as a line of JSON
+    by_default: bool = True  # else only when it is asked for by name
+
+
+def announce(port: int) -> None:
+    print(f"ready {port}", flush=True)
+
+
+def all_contenders() -> list[Contender]:
+    """In the order of the file names."""
+    found: list[Contender] = []
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+        if not module.name.startswith("_"):
+            found += importlib.import_module(f"{__name__}.{module.name}").CONTENDERS
+    return found
+
+
+def contender_named(name: str) -> Contender:
+    for contender in all_contenders():
+        if contender.name == name:
+            return contender
+    raise LookupError(f"no contender is called {name!r}")

@@ -1,0 +1,187 @@
+"""From measurements to figures: medians, spread, and ratios within one run."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+
+from bench.measure import Measurement
+from bench.regimes import OneWay, Regime
+
+BASELINE = "gevent"
+CEILING = "ceiling"
+NOT_MEASURED = "-"
+# A machine that is busier than this with something else is not one to quote figures from.
+NOTABLE_OTHER_LOAD = 0.1
+
+Figure = Callable[[Measurement], float]
+Compare = Callable[[Measurement, Measurement], float]
+
+
+@dataclass
+class Rounds:
+    """What the contenders did in the rounds of one regime; a round that failed has no entry."""
+
+    regime: Regime
+    results: dict[str, dict[int, Measurement]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def add(self, contender: str, number: int, measurement: Measurement) -> None:
+        self.results.setdefault(contender, {})[number] = measurement
+
+    def median(self, contender: str, figure: Figure) -> float:
+        return statistics.median(map(figure, self.results[contender].values()))
+
+    def spread(self, contender: str, figure: Figure) -> float:
+        """Half of the way from the lowest to the highest round, as a share of the median."""
+        values = [figure(measurement) for measurement in self.results[contender].values()]
+        return (max(values) - min(values)) / 2 / statistics.median(values)
+
+    def ratio(self, contender: str, to: str, compare: Compare) -> float | None:
+        """The median of the ratios of each round: what slows a whole round down is in both."""
+        mine, theirs = self.results.get(contender, {}), self.results.get(to, {})
+        common = mine.keys() & theirs.keys()
+        if not common:
+            return None
+        return statistics.median(compare(mine[number], theirs[number]) for number in common)
+
+
+def rate(measurement: Measurement) -> float:
+    return measurement.rate
+
+
+def cost(measurement: Measurement) -> float:
+    return measurement.cost
+
+
+def times_the_rate(mine: Measurement, theirs: Measurement) -> float:
+    return mine.rate / theirs.rate
+
+
+def times_less_cpu(mine: Measurement, theirs: Measurement) -> float:
+    return theirs.cost / mine.cost
+
+
+@dataclass(frozen=True)
+class Column:
+    heading: str
+    cell: Callable[[Rounds, str], str]
+
+
+def figure_column(heading: str, figure: Figure, scale: float, digits: int = 0) -> Column:
+    return Column(
+        heading, lambda rounds, name: f"{rounds.median(name, figure) * scale:,.{digits}f}"
+    )
+
+
+def spread_column(figure: Figure) -> Column:
+    return Column("±", lambda rounds, name: f"{rounds.spread(name, figure) * 100:.0f} %")
+
+
+def ratio_column(heading: str, to: str, compare: Compare) -> Column:
+    return Column(heading, lambda rounds, name: as_ratio(rounds.ratio(name, to, compare)))
+
+
+def as_ratio(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.2f}"
+
+
+def busy(rounds: Rounds, name: str) -> str:
+    figures: tuple[Figure, ...] = (
+        lambda m: m.relay_cpu / m.seconds,
+        lambda m: m.client_cpu / m.seconds,
+        lambda m: m.backend_cpu / m.seconds,
+    )
+    return " / ".join(f"{rounds.median(name, figure) * 100:3.0f}" for figure in figures)
+
+
+RATIOS = (
+    ratio_column("rate x", BASELINE, times_the_rate),
+    ratio_column("cpu x", BASELINE, times_less_cpu),
+    ratio_column("of ceiling", CEILING, times_the_rate),
+)
+# Of one CPU each: it shows which of the three had none left.
+BUSY = Column("busy %: relay / client / backend", busy)
+ONE_WAY_COLUMNS = (
+    figure_column("MB/s", rate, 1e-6),
+    spread_column(rate),
+    figure_column("CPU s/GB", cost, 1e9, 3),
+    spread_column(cost),
+    *RATIOS,
+    BUSY,
+)
+PING_PONG_COLUMNS = (
+    figure_column("messages/s", rate, 1),
+    spread_column(rate),
+    figure_column("CPU µs/message", cost, 1e6, 1),
+    spread_column(cost),
+    figure_column("p50 µs", lambda m: m.p50, 1e6),
+    figure_column("p99 µs", lambda m: m.p99, 1e6),
+    *RATIOS,
+    BUSY,
+)
+
+
+def regime_table(rounds: Rounds) -> str:
+    """One regime: a line for each contender, in the order in which they were first measured."""
+    one_way = isinstance(rounds.regime, OneWay)
+    columns = ONE_WAY_COLUMNS if one_way else PING_PONG_COLUMNS
+    rows = [[name, *(column.cell(rounds, name) for column in columns)] for name in rounds.results]
+    lines = [f"{rounds.regime.name}:"]
+    if rows:
+        lines.append(_table(["", *(column.heading for column in columns)], rows))
+    lines += [f"  {name} failed: {reason}" for name, reason in rounds.failures.items()]
+    lines += _remarks(rounds)
+    return "\n".join(lines)
+
+
+def ratio_table(regimes: Sequence[Rounds]) -> str:
+    """All regimes: rate x / cpu x of each contender, to the gevent loop."""
+    names = list(dict.fromkeys(name for rounds in regimes for name in rounds.results))
+    rows = [[rounds.regime.name, *(_both(rounds, name) for name in names)] for rounds in regimes]
+    return _table(["rate x / cpu x", *names], rows)
+
+
+def _both(rounds: Rounds, name: str) -> str:
+    compares = (times_the_rate, times_less_cpu)
+    return " / ".join(as_ratio(rounds.ratio(name, BASELINE, compare)) for compare in compares)
+
+
+def _remarks(rounds: Rounds) -> list[str]:
+    loads = [m.other_load for results in rounds.results.values() for m in results.values()]
+    if not loads or statistics.median(loads) < NOTABLE_OTHER_LOAD:
+        return []
+    return [f"  note: something else kept {statistics.median(loads):.2f} CPUs busy meanwhile"]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    alignment = ("left", *["right"] * (len(headings) - 1))
+    return tabulate(rows, headings, tablefmt="simple", colalign=alignment, disable_numparse=True)
+
+
+def as_json(facts: Mapping[str, str], regimes: Sequence[Rounds]) -> dict[str, object]:
+    """Every measurement of every round, with the medians beside them."""
+    return {
+        "machine": dict(facts),
+        "regimes": {rounds.regime.name: _regime_as_json(rounds) for rounds in regimes},
+    }
+
+
+def _regime_as_json(rounds: Rounds) -> dict[str, object]:
+    return {
+        "size": rounds.regime.size,
+        "connections": rounds.regime.connections,
+        "failures": rounds.failures,
+        "contenders": {name: _contender_as_json(rounds, name) for name in rounds.results},
+    }
+
+
+def _contender_as_json(rounds: Rounds, name: str) -> dict[str, object]:
+    return {
+        "rate": rounds.median(name, rate),
+        "cost": rounds.median(name, cost),
+        "times the rate": rounds.ratio(name, BASELINE, times_the_rate),
+        "times less cpu": rounds.ratio(name, BASELINE, times_less_cpu),
+        "rounds": {number: vars(result) for number, result in rounds.results[name].items()},
+    }

@@ -1,0 +1,93 @@
+"""Addresses as they are written on a command line: ``host:port``, ``[v6]:port``, ``unix:/path``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from typing import Any, Final, TypeAlias
+
+from gevent import socket
+
+#: ``(host, port)``, or the path of a unix socket.
+Address: TypeAlias = tuple[str, int] | str
+
+_HOST_AND_PORT: Final = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>[0-9]{1,5})"
+)
+_FORMS: Final = "host:port, [v6]:port or unix:/path"
+
+
+def parse(text: str, *, to_listen: bool = False) -> Address:
+    """Return the address that *text* names.
+
+    :param to_listen: whether an empty host (any) and port 0 (one that is free) make sense.
+    :raises ValueError: where it names none; the message says what is wrong.
+    """
+    if text.startswith("unix:"):
+        return _parse_path(text)
+    match = _HOST_AND_PORT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"bad address {text!r}: expected {_FORMS}")
+    host, port = match["v6"] or match["host"] or "", int(match["port"])
+    if port > 65535 or (port == 0 and not to_listen):
+        raise ValueError(f"bad address {text!r}: the port must be from 1 to 65535")
+    if not host and not to_listen:
+        raise ValueError(f"bad address {text!r}: the host is missing")
+    return host, port
+
+
+def _parse_path(text: str) -> str:
+    path = text.removeprefix("unix:")
+    if not path:
+        raise ValueError(f"bad address {text!r}: the path is missing")
+    return path
+
+
+def show(address: Any) -> str:
+    """Return *address*, as `parse` or ``getsockname()`` gave it, as it is written."""
+    if not isinstance(address, tuple):
+        return f"unix:{os.fsdecode(address)}"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(address: Address, backlog: int) -> socket.socket:
+    """Return a socket that listens at *address*.
+
+    :raises OSError: where that cannot be; its ``strerror`` says why.
+    """
+    if isinstance(address, str):
+        _remove_stale_socket(address)
+        return _listen(socket.AF_UNIX, address, backlog)
+    host, port = address
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, resolved = found[0]
+    return _listen(family, resolved, backlog)
+
+
+def _listen(family: int, address: Any, backlog: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Remove a unix socket that a process which is no more has left at *path* (unix(7))."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)  # one with a full backlog is not stale, and not waited for
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)

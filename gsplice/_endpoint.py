@@ -1,0 +1,210 @@
+"""The kinds of ends that bytes go from and to: sockets, regular files, and other objects.
+
+Making one changes nothing: what must be drained or flushed first is so only when a transfer
+begins. Every end can be used by its own methods (`take`, `give`), which is how bytes go where they
+cannot be spliced. A socket or a regular file can besides be used by its fd.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from gevent.ssl import SSLSocket
+
+from gsplice import _gevent, _kernel, _reader, _shutdown
+from gsplice._gevent import GeventSocket
+from gsplice._pipe import Pipe
+
+#: The most that TLS puts into a record (RFC 8446, 5.1). Of a longer ``send`` the peer may have got
+#: some records when it is interrupted, and nobody could say how many.
+_TLS_RECORD: Final = 16 * 1024
+
+
+class SocketSource:
+    """A real stream socket, maybe with a buffered reader on it."""
+
+    __slots__ = ("reader", "socket")
+
+    def __init__(self, sock: GeventSocket, reader: io.BufferedReader | None = None) -> None:
+        self.socket = sock
+        self.reader = reader
+
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take what the reader has read from the socket already, at most *limit* bytes."""
+        return b"" if self.reader is None else _reader.take_buffered(self.reader, limit)
+
+    def take(self, limit: int) -> bytes:
+        """Wait for bytes and take at most *limit* of them; none means end of file."""
+        data: bytes = self.take_buffered(limit) or self.socket.recv(limit)
+        return data
+
+
+class FileSource:
+    """A regular file, from its position on."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: BinaryFile) -> None:
+        self.file = file
+
+    def take(self, limit: int) -> bytes:
+        """Read at most *limit* bytes; none means end of file."""
+        return self.file.read(limit) or b""
+
+
+class ObjectSource:
+    """Anything else that can be read, by its own method."""
+
+    __slots__ = ("_read",)
+
+    def __init__(self, read: Callable[[int], bytes | None]) -> None:
+        self._read = read
+
+    def take(self, limit: int) -> bytes:
+        """Read at most *limit* bytes; none means end of file."""
+        data: Any = self._read(limit)
+        if data is None:  # a raw stream in non-blocking mode (io.RawIOBase.read)
+            raise BlockingIOError(errno.EAGAIN, "the source is in non-blocking mode")
+        if isinstance(data, str):
+            raise TypeError("the source gave str: open it in binary mode")
+        return bytes(data) if not isinstance(data, bytes) else data
+
+
+class SocketSink:
+    """A real stream socket, maybe with a buffered writer on it."""
+
+    __slots__ = ("_raw", "socket", "writer")
+
+    def __init__(self, sock: GeventSocket, writer: io.BufferedWriter | None = None) -> None:
+        self.socket = sock
+        self.writer = writer
+        self._raw = _gevent.raw_socket(sock)
+
+    @property
+    def send(self) -> Callable[[bytes | memoryview], int]:
+        """Send what there is room for now, and return how much; BlockingIOError for none."""
+        send: Callable[[bytes | memoryview], int] = self._raw.send
+        return send
+
+    def fileno(self) -> int:
+        """Return the fd, -1 once the socket is closed."""
+        fd: int = self._raw.fileno()
+        return fd
+
+    def splice_from(self, pipe: Pipe) -> int:
+        """Send what the pipe holds and there is room for; BlockingIOError where there is none."""
+        return _kernel.splice(pipe.read_fd, self.fileno(), pipe.held)
+
+    def prepare(self) -> None:
+        """Send what the writer has buffered: it was written first."""
+        if self.writer is not None:
+            self.writer.flush()
+
+    def give(self, data: memoryview) -> int:
+        """Send *data*, or the beginning of it, waiting for room; return how much."""
+        sent: int = self.socket.send(data)
+        return sent
+
+    def settle(self) -> None:
+        """A socket has no position to keep."""
+
+    def end(self) -> None:
+        """Tell the peer that nothing more will come."""
+        _shutdown.half_close(self.socket)
+
+
+class FileSink:
+    """A regular file, from its position on."""
+
+    __slots__ = ("_offset", "file")
+
+    def __init__(self, file: BinaryFile) -> None:
+        self.file = file
+        self._offset: int | None = None  # where the next byte goes, once the fd is used
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Write *data* behind what was written; return how much."""
+        offset = self._position()
+        written = _kernel.pwrite(self.file.fileno(), data, offset)
+        self._offset = offset + written
+        return written
+
+    def splice_from(self, pipe: Pipe) -> int:
+        """Write what the pipe holds behind what was written; return how much."""
+        offset = self._position()
+        written = _kernel.splice(pipe.read_fd, self.file.fileno(), pipe.held, offset)
+        self._offset = offset + written
+        return written
+
+    def appends(self) -> bool:
+        """Whether the file was opened to append; splice(2) refuses such a file."""
+        return bool(fcntl.fcntl(self.file.fileno(), fcntl.F_GETFL) & os.O_APPEND)
+
+    def _position(self) -> int:
+        return self.file.tell() if self._offset is None else self._offset
+
+    def prepare(self) -> None:
+        """Write what the file object has buffered: it was written first."""
+        self.file.flush()
+
+    def give(self, data: memoryview) -> int:
+        """Write *data*, or the beginning of it; return how much."""
+        return self.file.write(data)
+
+    def settle(self) -> None:
+        """Leave the file's position behind the last byte, and nothing in its buffer."""
+        if self._offset is None:
+            self.file.flush()
+        elif self.appends():
+            self.file.seek(0, os.SEEK_END)
+        else:
+            self.file.seek(self._offset)
+
+    def end(self) -> None:
+        """A file needs no word of it."""
+
+
+class ObjectSink:
+    """Anything else that can be written, by its own method."""
+
+    __slots__ = ("_is_tls", "_may_be_short", "_object", "_write")
+
+    def __init__(self, target: Any, write: Callable[[memoryview], Any]) -> None:
+        self._object = target
+        self._write = write
+        self._is_tls = isinstance(target, SSLSocket)
+        # Others return what they like: a filter, say, how much it has passed on.
+        self._may_be_short = isinstance(target, GeventSocket | io.RawIOBase) and (
+            getattr(write, "__name__", "") != "sendall"
+        )
+
+    def prepare(self) -> None:
+        """Nothing was buffered by gsplice."""
+
+    def give(self, data: memoryview) -> int:
+        """Write *data*, or the beginning of it; return how much."""
+        if not self._may_be_short:
+            self._write(data)
+            return len(data)
+        written = self._write(data[:_TLS_RECORD] if self._is_tls else data)
+        if written is None:  # a raw stream in non-blocking mode (io.RawIOBase.write)
+            raise BlockingIOError(errno.EAGAIN, "the sink is in non-blocking mode")
+        return int(written)
+
+    def settle(self) -> None:
+        """What the object buffers is its own affair, as after its `write`."""
+
+    def end(self) -> None:
+        """Tell the peer that nothing more will come, where the object is a socket."""
+        if isinstance(self._object, GeventSocket):
+            _shutdown.half_close(self._object)
+
+
+BinaryFile: TypeAlias = io.FileIO | io.BufferedReader | io.BufferedWriter | io.BufferedRandom
+Source: TypeAlias = SocketSource | FileSource | ObjectSource
+Sink: TypeAlias = SocketSink | FileSink | ObjectSink

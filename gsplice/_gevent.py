@@ -1,0 +1,134 @@
+"""Everything that gsplice knows of gevent's private attributes.
+
+They are the watchers and the C socket of a ``gevent.socket.socket``, and how ``Hub.cancel_wait``
+finds whom to tell that a socket is being closed. A new gevent is a matter of this file alone.
+
+Invariant: a watcher is started with a bound method of an object that has ``throw``. Then a
+``close()`` or ``shutdown()`` in another greenlet reaches that object as ``throw(cancel_wait_ex)``
+before the fd is closed, and no fd that has been reused is ever touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import gevent
+from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError, InvalidThreadUseError
+from gevent.ssl import SSLSocket
+
+#: The class, named as in prose: other things are called socket as well.
+GeventSocket: TypeAlias = socket.socket
+
+
+#: A stream socket whose class has one of these of its own does something to the bytes.
+_DATA_METHODS: Final = ("recv", "recv_into", "send", "sendall")
+
+
+def raw_socket(sock: GeventSocket) -> Any:
+    """Return the C socket under *sock*: non-blocking, and with fileno() -1 once it is closed."""
+    return sock._sock
+
+
+def socket_type(sock: GeventSocket) -> int:
+    """Return the type of *sock* without the flags that Linux keeps beside it (socket(2))."""
+    kind: int = sock._sock.type
+    return kind & 0xF
+
+
+def own_data_methods(sock: GeventSocket) -> list[str]:
+    """Return the methods through which the bytes go that *sock*, or its class, replaces."""
+    cls, own = type(sock), getattr(sock, "__dict__", ())
+    return [
+        name
+        for name in _DATA_METHODS
+        if name in own or getattr(cls, name) is not getattr(GeventSocket, name)
+    ]
+
+
+def inherits_sendall(sock: GeventSocket) -> bool:
+    """Whether ``sendall`` of *sock* is one that does nothing but call its ``send``."""
+    cls, own = type(sock), getattr(sock, "__dict__", ())
+    return cls.sendall in (GeventSocket.sendall, SSLSocket.sendall) and "sendall" not in own
+
+
+def check_sendfile(sock: GeventSocket, file: Any, offset: int, count: int | None) -> None:
+    """Raise what gevent's ``sendfile`` raises for bad arguments."""
+    sock._check_sendfile_params(file, offset, count)
+    if sock.gettimeout() == 0:
+        raise ValueError("non-blocking sockets are not supported")
+
+
+def tls_session(sock: SSLSocket) -> Any:
+    """Return the TLS session of *sock*, or None before and after it."""
+    return sock._sslobj
+
+
+def read_watcher(sock: GeventSocket) -> Any:
+    """Return the watcher that tells when *sock* can be read."""
+    return _open_watcher(sock._read_event)
+
+
+def write_watcher(sock: GeventSocket) -> Any:
+    """Return the watcher that tells when *sock* can be written."""
+    return _open_watcher(sock._write_event)
+
+
+def _open_watcher(watcher: Any) -> Any:
+    if watcher is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return watcher
+
+
+def wait_writable(sock: GeventSocket) -> None:
+    """Have the calling greenlet wait until *sock* has room."""
+    sock._wait(sock._write_event)
+
+
+def check_unused(watcher: Any) -> None:
+    """Raise ConcurrentObjectUseError where a greenlet or another transfer waits on *watcher*."""
+    if watcher.callback is not None:
+        raise ConcurrentObjectUseError(
+            f"This socket is already used by another greenlet: {watcher.callback!r}"
+        )
+
+
+def start(watcher: Any, callback: Callable[..., None]) -> None:
+    """Have *callback* called in the hub as long as *watcher*'s socket is ready.
+
+    libuv stops polling an fd once it has reported an error on it, whatever is left to read there,
+    and says so in negative events only: there *callback* gets the events, and has to `restart`.
+    """
+    check_unused(watcher)
+    if type(watcher).__module__.startswith("gevent.libuv"):
+        watcher.start(callback, pass_events=True)
+    else:
+        watcher.start(callback)
+
+
+def restart(watcher: Any, callback: Callable[..., None]) -> None:
+    """Go on polling after *callback* was called with negative events."""
+    watcher.stop()
+    start(watcher, callback)
+
+
+def let_loop_pass() -> None:
+    """Let the event loop run once, with its timers and sockets.
+
+    ``gevent.sleep(0)`` is not that: callbacks that callbacks add are run as well, for up to 5 ms,
+    before the loop looks at anything else.
+    """
+    hub = gevent.get_hub()
+    with hub.loop.timer(0) as timer:
+        hub.wait(timer)
+
+
+def check_thread(sock: GeventSocket) -> None:
+    """Raise InvalidThreadUseError where *sock* belongs to the hub of another thread."""
+    if sock.hub is not gevent.get_hub():
+        raise InvalidThreadUseError(
+            f"{sock!r} belongs to the hub of another thread: use it in the thread that made it"
+        )

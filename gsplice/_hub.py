@@ -1,0 +1,81 @@
+"""What the transfers on one hub share: a scratch buffer, and a pool of pipes.
+
+Invariant: nothing is left in the scratch buffer when control goes back to the hub. So one buffer
+serves any number of transfers, and an idle one holds none.
+
+A hub belongs to one thread, so its resources need no lock. A forked child starts with none of it:
+the kernel's pipes would be shared with the parent, and bytes could cross.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Any, Final
+
+from gevent import monkey
+
+from gsplice import _account
+from gsplice._pipe import PipePool
+
+#: The most that is copied at once.
+SCRATCH_SIZE: Final = 64 * 1024
+#: The most that is copied at once where splicing is the alternative: a read that fills so much is
+#: the sign of a stream, and from there on two system calls that splice cost less than two that
+#: copy.
+SMALL_READ: Final = 16 * 1024
+
+
+class HubResources:
+    """The scratch buffer and the pipes of one hub."""
+
+    __slots__ = ("__weakref__", "pipes", "scratch", "small_scratch")
+
+    def __init__(self) -> None:
+        self.pipes = PipePool()
+        self.scratch = memoryview(bytearray(SCRATCH_SIZE))
+        self.small_scratch = self.scratch[:SMALL_READ]
+        weakref.finalize(self, self.pipes.close)
+
+
+# One hub for each thread, so a thread's resources are its hub's. gevent keeps the hub of a thread
+# that has ended alive, but not what is local to the thread; so that closes the pipes in time. It
+# has to be a native local: gevent's would be local to a greenlet.
+_local: Any = monkey.get_original("_thread", "_local")()
+_all: Final[weakref.WeakSet[HubResources]] = weakref.WeakSet()
+_all_lock: Any = monkey.get_original("_thread", "RLock")()
+
+
+def resources() -> HubResources:
+    """Return what the current thread's hub has, made at the first call."""
+    found: HubResources | None = getattr(_local, "resources", None)
+    if found is None:
+        found = _local.resources = HubResources()
+        with _all_lock:
+            _all.add(found)
+    return found
+
+
+def stats() -> _account.Stats:
+    """Return what gsplice has done since the process began, as a `Stats`."""
+    with _all_lock:
+        pools = [found.pipes for found in _all]
+    return _account.snapshot(sum(pool.opened for pool in pools), sum(pool.idle for pool in pools))
+
+
+def _forget_parent() -> None:
+    """Close the child's copies of the parent's pipes, and end its transfers without a word.
+
+    The parent goes on with them. Were the child to go on too, both would take from the same
+    sockets, and each would lose what the other has got.
+    """
+    for engine in _account.begin_anew():
+        engine.abandon()
+    for found in list(_all):
+        found.pipes.close()
+    _all.clear()
+    if hasattr(_local, "resources"):
+        del _local.resources
+
+
+os.register_at_fork(after_in_child=_forget_parent)

@@ -1,0 +1,114 @@
+"""The system calls of the data path, made here and nowhere else.
+
+A new kernel, or a fault to inject in a test, is a matter of this file alone. The two calls that
+are missing, ``recv_into`` and ``send``, are bound methods of the C socket (`_gevent.raw_socket`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from typing import Final
+
+#: What a kernel, a file system or a limit says that will not splice this pair. Nothing has been
+#: consumed when it comes, so the same bytes can be copied (splice(2), sendfile(2), pipe(2)).
+REFUSALS: Final = frozenset(
+    {
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.EPERM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.EOPNOTSUPP,
+    }
+)
+
+#: ``os.splice`` is in CPython from 3.10, on Linux, where the C library has it.
+HAVE_SPLICE: Final = hasattr(os, "splice")
+HAVE_SENDFILE: Final = hasattr(os, "sendfile")
+
+# SPLICE_F_NONBLOCK covers the pipe alone (the sockets are non-blocking themselves).
+# SPLICE_F_MORE is left out on purpose: it holds small messages back for 200 ms (golang #10948).
+_SPLICE_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
+_READ_SIZE: Final = 1024 * 1024
+_F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
+_F_GETPIPE_SZ: Final = getattr(fcntl, "F_GETPIPE_SZ", 1032)
+
+
+def splice(source: int, sink: int, length: int, sink_offset: int | None = None) -> int:
+    """Move at most *length* bytes between two fds of which one is a pipe; return how many.
+
+    *length* must not be 0: the kernel would answer 0, which means end of file.
+    """
+    return os.splice(source, sink, length, offset_dst=sink_offset, flags=_SPLICE_FLAGS)
+
+
+def sendfile(sink: int, file: int, offset: int, length: int) -> int:
+    """Send at most *length* bytes of *file* from *offset* to the socket *sink*."""
+    return os.sendfile(sink, file, offset, length)
+
+
+def pread(file: int, length: int, offset: int) -> bytes:
+    """Read at most *length* bytes of *file* at *offset*; its position stays where it is."""
+    return os.pread(file, length, offset)
+
+
+def pwrite(file: int, data: bytes | memoryview, offset: int) -> int:
+    """Write *data* to *file* at *offset* (at its end under ``O_APPEND``); return how much."""
+    return os.pwrite(file, data, offset)
+
+
+def open_pipe() -> tuple[int, int]:
+    """Return the read and the write end of a new pipe: non-blocking, closed on exec."""
+    return os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def resize_pipe(fd: int, capacity: int) -> None:
+    """Ask for a pipe of *capacity* bytes.
+
+    Past ``pipe-user-pages-soft`` the kernel refuses with EPERM and the pipe stays as it was
+    (pipe(7)), which is why the size is read back and not believed.
+    """
+    try:
+        fcntl.fcntl(fd, _F_SETPIPE_SZ, capacity)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+
+
+def pipe_capacity(fd: int) -> int:
+    """Return how many bytes the pipe has room for (in whole pages; spliced ones may be more)."""
+    return fcntl.fcntl(fd, _F_GETPIPE_SZ)
+
+
+def empty_pipe(fd: int) -> bytes:
+    """Take all bytes that are in a pipe out of it."""
+    parts = []
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(fd, _READ_SIZE):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@contextlib.contextmanager
+def replaced(fd: int, other: int) -> Iterator[None]:
+    """Have the number *fd* stand for the file of *other* meanwhile; then all is as it was."""
+    saved = os.dup(fd)
+    try:
+        inheritable = os.get_inheritable(fd)
+        os.dup2(other, fd, inheritable)
+        try:
+            yield
+        finally:
+            os.dup2(saved, fd, inheritable)
+    finally:
+        os.close(saved)
+
+
+def close(fd: int) -> None:
+    """Close *fd*."""
+    os.close(fd)

@@ -1,0 +1,110 @@
+"""From any source to any sink by their own methods: what cannot be spliced goes this way.
+
+Methods such as ``SSLSocket.recv`` wait, so it runs in its caller's greenlet (`run`) or in one of
+its own (`start`).
+
+Invariant: `_chunk` is what has been taken from the source and not accepted by the sink. A sink
+that does not say how much it took (``sendall``, most ``write``) has accepted a chunk when its
+method returns, and nothing of it when the method raises.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+import gevent
+
+from gsplice import _account, _gevent
+from gsplice._direction import Direction, Owner
+from gsplice._endpoint import Sink, Source
+
+#: The most that is asked of the source at once.
+_CHUNK: Final = 64 * 1024
+#: Seconds for which a transfer that never has to wait runs before others get their turn.
+_TURN: Final = 0.002
+
+
+class MethodCopy(Direction):
+    """Moves bytes with ``recv`` or ``read``, and ``send``, ``sendall`` or ``write``."""
+
+    __slots__ = ("_chunk", "_greenlet", "_sink", "_source", "_turn_ends")
+
+    def __init__(self, source: Source, sink: Sink, count: int | None, owner: Owner) -> None:
+        super().__init__(count, owner)
+        self._source = source
+        self._sink = sink
+        self._chunk = memoryview(b"")
+        self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self._turn_ends = 0.0
+
+    def run(self) -> None:
+        """Move everything in the calling greenlet; an error ends it and is raised."""
+        _account.began(self)
+        try:
+            self._move()
+            self._finish()
+        except BaseException as error:
+            self.fail(error)
+            raise
+
+    def abandon(self) -> None:
+        """Let go of everything without a word to anyone (in a forked child).
+
+        A copy that its caller runs, in the caller's greenlet, is the caller's affair.
+        """
+        super().abandon()
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    def _begin(self) -> None:
+        self._greenlet = gevent.spawn(self._run_alone)
+
+    def join(self) -> None:
+        """Wait until the greenlet, which has been killed, waits for nothing any more."""
+        greenlet, self._greenlet = self._greenlet, None
+        if greenlet is not None and gevent.getcurrent() not in (greenlet, gevent.get_hub()):
+            greenlet.join()
+
+    def _run_alone(self) -> None:
+        try:
+            self._move()
+            self._finish()
+        except BaseException as error:  # GreenletExit after the end: `_release` has sent it
+            self.fail(error)
+
+    def _move(self) -> None:
+        while self._remaining != 0 and self._owner is not None:
+            limit = _CHUNK if self._remaining is None else min(self._remaining, _CHUNK)
+            chunk = self._source.take(limit)
+            if not chunk:
+                return
+            self._count_down(len(chunk))
+            self._chunk = memoryview(chunk)
+            self._deliver()
+            self._let_others_run()
+
+    def _deliver(self) -> None:
+        while self._chunk and self._owner is not None:
+            count = self._sink.give(self._chunk)
+            self._chunk = self._chunk[count:]
+            self._accepted(count)
+        if self._owner is None:  # ended while a method was at work: what it did counts
+            self.undelivered = self._take_back()
+
+    def _let_others_run(self) -> None:
+        now = time.monotonic()
+        if now >= self._turn_ends:
+            _gevent.let_loop_pass()
+            self._turn_ends = now + _TURN
+
+    def _settle(self) -> None:
+        self._sink.settle()
+
+    def _take_back(self) -> bytes:
+        return bytes(self._chunk)
+
+    def _release(self) -> None:
+        super()._release()
+        if self._greenlet is not None and self._greenlet is not gevent.getcurrent():
+            self._greenlet.kill(block=False)

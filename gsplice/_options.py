@@ -1,0 +1,87 @@
+"""The arguments that the calls have in common: checked in one place, with one message each."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from typing import Any, Final
+
+_MODES: Final = ("auto", "splice", "copy")
+#: Says what "auto" means, for the whole process.
+_MODE_VARIABLE: Final = "GSPLICE_MODE"
+
+#: The default of ``moderation``, in seconds.
+MODERATION: Final = 0.001
+
+
+def mode(given: str) -> str:
+    """Return the mode to use; raise ValueError where *given*, or the environment, names none."""
+    if given not in _MODES:
+        raise ValueError(f"mode must be 'auto', 'splice' or 'copy', not {given!r}")
+    if given != "auto":
+        return given
+    meant = os.environ.get(_MODE_VARIABLE) or "auto"
+    if meant not in _MODES:
+        raise ValueError(
+            f"the environment variable {_MODE_VARIABLE} must be 'auto', 'splice' or 'copy', "
+            f"not {meant!r}"
+        )
+    return meant
+
+
+def count(given: int | None) -> int | None:
+    """Return the number of bytes to move, None for all."""
+    number = _whole("count", given)
+    if number is not None and number < 0:
+        raise ValueError(f"count must not be negative: {number}")
+    return number
+
+
+def seconds(name: str, given: float | None) -> float | None:
+    """Return the time-out *given* for *name* in seconds, None for none."""
+    if given is None:
+        return None
+    number = _number(name, given)
+    if not number > 0:
+        raise ValueError(f"{name} must be more than 0 seconds, or None: {given!r}")
+    return None if math.isinf(number) else number
+
+
+def moderation(given: float) -> float:
+    """Return the longest that a byte may wait for company, in seconds."""
+    return not_negative("moderation", given)
+
+
+def not_negative(name: str, given: float) -> float:
+    """Return the number of seconds *given* for *name*, which may be 0."""
+    number = _number(name, given)
+    if not number >= 0:
+        raise ValueError(f"{name} must not be negative: {given!r}")
+    if math.isinf(number):
+        raise ValueError(f"{name} must not be infinite")
+    return number
+
+
+def max_connections(given: int | None) -> int | None:
+    """Return how many connections a server may serve at once, None for any number."""
+    number = _whole("max_connections", given)
+    if number is not None and number < 1:
+        raise ValueError(f"max_connections must be at least 1, or None: {number}")
+    return number
+
+
+def _whole(name: str, given: int | None) -> int | None:
+    if given is None:
+        return None
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name} must be an int or None, not {given!r}") from None
+
+
+def _number(name: str, given: Any) -> float:
+    if isinstance(given, numbers.Real):
+        return float(given)
+    raise TypeError(f"{name} must be a number of seconds, not {given!r}")

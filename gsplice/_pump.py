@@ -1,0 +1,321 @@
+"""From a socket to a socket or a file: the engine of most transfers.
+
+It runs in callbacks on the hub, through the sockets' own watchers; no greenlet is switched to for
+a message.
+
+Invariant: while bytes are held (`_pending`, or in `_pipe`) it waits for the sink, otherwise for
+the source. So nothing is taken from the source before the sink has accepted what was taken
+before, and end of file is met with nothing held.
+
+Small reads are copied through the hub's scratch buffer: for them two system calls that copy cost
+less than two that splice. A read that fills the buffer is the sign of a stream: then a pipe is
+lent for each round and given back at its end, until rounds bring little again.
+
+What splice(2) says of an empty socket is not believed: at an urgent mark it answers EAGAIN for
+ever, and 0 once the peer has sent FIN (tcp(7)). Both mean that it is recv(2)'s turn, which passes
+the mark as it would in a loop of recv and sendall.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from gsplice import _account, _gevent, _hub, _kernel
+from gsplice._direction import Owner, WatchingDirection
+from gsplice._endpoint import FileSink, SocketSink, SocketSource
+from gsplice._gevent import GeventSocket
+from gsplice._moderation import NEVER, PATIENCE, Moderation
+from gsplice._pipe import Pipe
+
+#: A round that splices less than this would have been cheaper to copy.
+_SHORT: Final = 8 * 1024
+#: So many short rounds in a row, and reads are copied again.
+_SHORT_ROUNDS: Final = 2
+
+
+class Pump(WatchingDirection):
+    """Moves bytes from a real stream socket."""
+
+    __slots__ = (
+        "_always_splice",
+        "_bound",
+        "_buffer",
+        "_may_splice",
+        "_moderation",
+        "_pending",
+        "_pipe",
+        "_pipes",
+        "_raw_source",
+        "_short_rounds",
+        "_sink",
+        "_source",
+        "_streaming",
+        "_until_look",
+    )
+
+    def __init__(
+        self,
+        source: SocketSource,
+        sink: SocketSink | FileSink,
+        count: int | None,
+        mode: str,
+        moderation: float,
+        owner: Owner,
+    ) -> None:
+        super().__init__(count, owner)
+        self._source = source
+        self._raw_source = _gevent.raw_socket(source.socket)
+        self._sink = sink
+        shared = _hub.resources()
+        self._pipes = shared.pipes
+        self._pending = b""
+        self._pipe: Pipe | None = None
+        self._may_splice = mode != "copy"
+        self._buffer = shared.small_scratch if self._may_splice else shared.scratch
+        self._always_splice = mode == "splice"
+        self._streaming = self._always_splice
+        self._short_rounds = 0
+        self._bound = moderation
+        self._moderation: Moderation | None = None  # made when there are enough reads to look at
+        self._until_look = PATIENCE if moderation else NEVER  # reads
+
+    def sockets(self) -> list[GeventSocket]:
+        """Return the source, and the sink if it is one."""
+        ends = [self._source, self._sink]
+        return [end.socket for end in ends if not isinstance(end, FileSink)]
+
+    # What the hub calls.
+
+    def on_readable(self, events: int = 1) -> None:
+        """The source has bytes, its end, or an error."""
+        try:
+            if not (self._splice() if self._streaming else self._copy()):
+                self._wait()
+            self._until_look -= 1
+            if not self._until_look:
+                self._look()
+            if events < 0:
+                self._poll_again()
+        except BaseException as error:
+            self._failed(error)
+
+    def on_due(self) -> None:
+        """Moderation has come to its bound: what is there must not wait any longer."""
+        try:
+            assert self._moderation is not None
+            if self._holds_bytes():
+                self._moderation.pause()  # it waits for the sink
+                return
+            if not self._take():
+                self._wait()
+            if self._owner is not None:
+                self._moderation.found(self.moved)
+        except BaseException as error:
+            self._failed(error)
+
+    def on_writable(self, events: int = 1) -> None:
+        """The sink has room, or an error."""
+        try:
+            if self._deliver():
+                # The source of a stream mostly has more: asking it costs less than two watchers.
+                self._take()
+            self._wait()
+            if events < 0:
+                self._poll_again()
+        except BaseException as error:
+            self._failed(error)
+
+    # The steps. Each returns whether to go on just as before: everything that was taken has been
+    # accepted, and more may come. Where it returns False, `_wait` finds out what is next.
+
+    def _begin(self) -> None:
+        _gevent.check_unused(_gevent.read_watcher(self._source.socket))
+        self._pending = self._source.take_buffered(self._remaining)
+        self._count_down(len(self._pending))
+        if not self._pending or self._deliver():
+            self._take()
+        self._wait()
+
+    def _take(self) -> bool:
+        if self._remaining == 0:
+            return False
+        return self._splice() if self._streaming else self._copy()
+
+    def _copy(self) -> bool:
+        """Receive into the scratch buffer, and send what came.
+
+        `_count_down` and `_accepted` stand here inline: it is the path of every small message.
+        """
+        buffer = self._buffer
+        if self._remaining is not None:
+            buffer = buffer[: self._remaining]
+        try:
+            count = self._raw_source.recv_into(buffer)
+        except BlockingIOError:
+            return False
+        if not count:
+            self._finish()
+            return False
+        if self._remaining is not None:
+            self._remaining -= count
+        try:
+            sent = self._sink.send(buffer[:count])
+        except BlockingIOError:
+            sent = 0
+        except BaseException:
+            self._pending = bytes(buffer[:count])
+            raise
+        self.moved += sent
+        if self._watchdog is not None:
+            self._watchdog.touch()
+        if sent < count:
+            self._pending = bytes(buffer[sent:count])
+            return False
+        if count == _hub.SMALL_READ and self._may_splice:
+            self._streaming = True
+            self._short_rounds = 0
+        return self._remaining != 0
+
+    def _splice(self) -> bool:
+        """Fill a pipe from the source, and empty it into the sink."""
+        pipe = self._pipes.lend()
+        if pipe is None:
+            self._streaming = False
+            return self._copy()
+        self._pipe = pipe  # so that `_take_back` finds what an exception leaves in it
+        pipe.held = self._fill(pipe)
+        if not pipe.held:
+            self._pipe = None
+            self._pipes.give_back(pipe)
+            return self._copy()
+        self._count_down(pipe.held)
+        if pipe.held >= _SHORT:
+            self._short_rounds = 0
+        elif not self._always_splice:
+            self._short_rounds += 1
+            self._streaming = self._short_rounds < _SHORT_ROUNDS
+        return self._empty() and self._remaining != 0
+
+    def _fill(self, pipe: Pipe) -> int:
+        """Splice from the source; return how much, 0 where it is for recv to say what is there."""
+        limit = pipe.capacity
+        if self._remaining is not None:
+            limit = min(limit, self._remaining)
+        try:
+            return _kernel.splice(self._raw_source.fileno(), pipe.write_fd, limit)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._give_up_splicing(error)
+            return 0
+
+    def _deliver(self) -> bool:
+        """Give the sink what is held; return whether it has accepted all of it."""
+        if self._pipe is not None:
+            return self._empty()
+        try:
+            sent = self._sink.send(self._pending)
+        except BlockingIOError:
+            return False
+        self._pending = self._pending[sent:]
+        self._accepted(sent)
+        return not self._pending
+
+    def _empty(self) -> bool:
+        """Splice into the sink; return whether it has accepted all that the pipe held."""
+        pipe = self._pipe
+        assert pipe is not None
+        try:
+            sent = self._sink.splice_from(pipe)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._give_up_splicing(error)
+            self._pending = self._take_back()
+            return self._deliver()
+        pipe.held -= sent
+        self.spliced += sent
+        self._accepted(sent)
+        if pipe.held:
+            return False
+        self._pipe = None
+        self._pipes.give_back(pipe)
+        return True
+
+    def _wait(self) -> None:
+        """Wait for what has to come next, or end where nothing has to."""
+        if self._owner is None:
+            return
+        if self._holds_bytes():
+            self._wait_for_sink()
+        elif self._remaining == 0:
+            self._finish()
+        else:
+            sock = self._source.socket
+            self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
+            if self._moderation is not None:
+                self._moderation.wait()
+
+    def _wait_for_sink(self) -> None:
+        if isinstance(self._sink, SocketSink):
+            sock = self._sink.socket
+            self._wait_for(sock, _gevent.write_watcher(sock), self.on_writable)
+        else:
+            # A file is always ready, and says with an error what made a write short.
+            while not self._deliver():
+                pass
+            self._wait()
+
+    def _holds_bytes(self) -> bool:
+        return self._pipe is not None or bool(self._pending)
+
+    def _look(self) -> None:
+        if self._owner is None:
+            return
+        if self._moderation is None:
+            self._moderation = Moderation(self._source.socket, self._bound, self.on_due)
+        self._until_look = self._moderation.read(self.moved, self._remaining)
+
+    def _give_up_splicing(self, error: OSError) -> None:
+        """Copy from now on, where the kernel refuses this pair; no byte is lost by a refusal."""
+        if error.errno not in _kernel.REFUSALS:
+            raise error
+        self._may_splice = self._always_splice = self._streaming = False
+        self._buffer = _hub.resources().scratch
+        _account.fell_back(errno.errorcode[error.errno])
+
+    def _settle(self) -> None:
+        self._sink.settle()
+
+    def _take_back(self) -> bytes:
+        pending, self._pending = self._pending, b""
+        pipe, self._pipe = self._pipe, None
+        if pipe is None:
+            return pending
+        try:
+            held, left = pipe.held, pipe.take_back()
+        finally:
+            self._pipes.discard(pipe)
+        if len(left) < held:  # an exception came between the system call and the count
+            self.moved += held - len(left)
+            self.spliced += held - len(left)
+        return pending + left
+
+    def abandon(self) -> None:
+        """Move nothing any more, and tell nobody (in a forked child)."""
+        super().abandon()
+        if self._moderation is not None:
+            self._moderation.abandon()
+        if self._pipe is not None:
+            self._pipes.discard(self._pipe)
+            self._pipe = None
+
+    def _release(self) -> None:
+        super()._release()
+        moderation, self._moderation = self._moderation, None  # it refers to this object
+        if moderation is not None:
+            moderation.close()
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            self._pipes.discard(pipe)

@@ -1,0 +1,224 @@
+"""What gsplice sees in the things that a caller gives it as a source or a sink.
+
+`source` and `sink` return the kind of end that a thing is, or raise the error that says why it is
+none. They look, and change nothing.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from socket import SocketIO
+from typing import Any, Final
+
+from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
+
+from gsplice import _gevent, _reader
+from gsplice._endpoint import (
+    BinaryFile,
+    FileSink,
+    FileSource,
+    ObjectSink,
+    ObjectSource,
+    Sink,
+    SocketSink,
+    SocketSource,
+    Source,
+)
+from gsplice._gevent import GeventSocket
+
+_SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
+
+
+def source(thing: Any) -> Source:
+    """Return what *thing* is as a source; raise the error that says why it is none."""
+    if isinstance(thing, GeventSocket):
+        return _socket_source(thing, None, _socket_read(thing))
+    _refuse_foreign_socket(thing)
+    if type(thing) is SocketIO:
+        return _reader_source(thing, thing, None)
+    if type(thing) is io.BufferedReader and type(thing.raw) is SocketIO:
+        return _reader_source(thing, thing.raw, thing)
+    file = _regular_file(thing)
+    if file is not None and file.readable():
+        return FileSource(file)
+    return ObjectSource(_read_method(thing))
+
+
+def sink(thing: Any) -> Sink:
+    """Return what *thing* is as a sink; raise the error that says why it is none."""
+    if isinstance(thing, GeventSocket):
+        return _socket_sink(thing, None, thing)
+    _refuse_foreign_socket(thing)
+    writer = thing if type(thing) is io.BufferedWriter else None
+    sock = _written_socket(thing if writer is None else writer.raw)
+    if sock is not None:
+        _check_open(thing)
+        return _socket_sink(sock, writer, thing)
+    file = _regular_file(thing)
+    if file is not None and file.writable():
+        return FileSink(file)
+    return ObjectSink(thing, _write_method(thing))
+
+
+def _socket_source(
+    sock: GeventSocket, reader: io.BufferedReader | None, read: Callable[[int], bytes | None]
+) -> Source:
+    _check_socket(sock)
+    if is_real_stream_socket(sock):
+        return SocketSource(sock, reader)
+    return ObjectSource(read)
+
+
+def _socket_read(sock: GeventSocket) -> Callable[[int], bytes | None]:
+    if "recv_into" in (own := _gevent.own_data_methods(sock)) and "recv" not in own:
+        return _into(sock.recv_into)
+    read: Callable[[int], bytes] = sock.recv
+    return read
+
+
+def _reader_source(thing: Any, raw: Any, reader: io.BufferedReader | None) -> Source:
+    _check_open(thing)
+    if not thing.readable():
+        raise TypeError(f"{thing!r} is no source: it is not open for reading")
+    _refuse_foreign_socket(raw._sock)
+    read = raw.read if reader is None else reader.read1
+    sock = _reader.socket_of(raw)
+    return ObjectSource(read) if sock is None else _socket_source(sock, reader, read)
+
+
+def _socket_sink(sock: GeventSocket, writer: io.BufferedWriter | None, thing: Any) -> Sink:
+    _check_socket(sock)
+    if is_real_stream_socket(sock):
+        return SocketSink(sock, writer)
+    return ObjectSink(thing, _write_method(thing))
+
+
+def _written_socket(raw: Any) -> Any:
+    """Return the socket that the raw stream *raw* writes to, if it does nothing but that."""
+    writes_to_socket = type(raw) is SocketIO and raw.writable()
+    # Its write() is sendall(). Asked for by name: socketserver may well not be loaded.
+    if f"{type(raw).__module__}.{type(raw).__name__}" == "socketserver._SocketWriter":
+        writes_to_socket = True
+    if not writes_to_socket:
+        return None
+    sock = raw._sock
+    _refuse_foreign_socket(sock)
+    return sock if isinstance(sock, GeventSocket) else None
+
+
+def is_real_stream_socket(sock: GeventSocket) -> bool:
+    """Return whether the bytes of *sock* are those of its fd."""
+    return (
+        sock.family in _SPLICED_FAMILIES
+        and _gevent.socket_type(sock) == SOCK_STREAM
+        and not _gevent.own_data_methods(sock)
+    )
+
+
+def is_socket_source(thing: Any) -> bool:
+    """Return whether *thing* is a socket or a reader on one, whatever its state."""
+    raw: Any = thing.raw if type(thing) is io.BufferedReader else thing
+    sock: Any = _reader.socket_of(raw) or raw
+    return isinstance(sock, GeventSocket) and is_real_stream_socket(sock)
+
+
+def is_regular_file(thing: Any) -> bool:
+    """Return whether *thing* is a regular file opened in binary mode to be read."""
+    try:
+        file = _regular_file(thing)
+    except (ValueError, OSError):
+        return False
+    return file is not None and file.readable()
+
+
+def _check_socket(sock: GeventSocket) -> None:
+    if sock.fileno() < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    if _gevent.socket_type(sock) != SOCK_STREAM:
+        raise TypeError(
+            f"a stream socket (SOCK_STREAM) is needed, not {sock!r}: "
+            "the borders between datagrams would be lost"
+        )
+    if sock.timeout == 0.0:
+        raise ValueError(
+            f"{sock!r} is in non-blocking mode: call settimeout(None) or setblocking(True) first"
+        )
+    _gevent.check_thread(sock)
+
+
+def _refuse_foreign_socket(thing: Any) -> None:
+    if isinstance(thing, _socket.socket):
+        raise TypeError(
+            f"{thing!r} is not managed by gevent: make it with gevent.socket, or call "
+            "gevent.monkey.patch_all() before it is made"
+        )
+
+
+def _check_open(stream: Any) -> None:
+    if stream.closed:
+        raise ValueError("I/O operation on closed file.")
+
+
+def _regular_file(thing: Any) -> BinaryFile | None:
+    """Return the file object to use if *thing* is a regular file opened in binary mode."""
+    if type(thing) is tempfile._TemporaryFileWrapper:
+        thing = thing.file
+    if type(thing) not in (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom):
+        return None
+    _check_open(thing)
+    file: BinaryFile = thing
+    if type(getattr(file, "raw", file)) is not io.FileIO:
+        return None
+    return file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+
+
+def _read_method(thing: Any) -> Callable[[int], bytes | None]:
+    _refuse_text(thing)
+    if isinstance(thing, io.IOBase) and not thing.readable():
+        raise TypeError(f"{thing!r} is no source: it is not open for reading")
+    for name in ("recv", "read1", "read"):  # read() of a buffered stream waits until it is full
+        method: Callable[[int], bytes | None] | None = getattr(thing, name, None)
+        if callable(method):
+            return method
+    recv_into = getattr(thing, "recv_into", None)
+    if callable(recv_into):
+        return _into(recv_into)
+    raise TypeError(
+        f"{type(thing).__name__!r} object is no source: it has no recv_into, recv or read method"
+    )
+
+
+def _into(recv_into: Callable[[bytearray], int | None]) -> Callable[[int], bytes | None]:
+    def receive(limit: int) -> bytes | None:
+        buffer = bytearray(limit)
+        count = recv_into(buffer)
+        return None if count is None else bytes(buffer[:count])
+
+    return receive
+
+
+def _write_method(thing: Any) -> Callable[[memoryview], Any]:
+    _refuse_text(thing)
+    if isinstance(thing, io.IOBase) and not thing.writable():
+        raise TypeError(f"{thing!r} is no sink: it is not open for writing")
+    if isinstance(thing, GeventSocket) and _gevent.inherits_sendall(thing):
+        send: Callable[[memoryview], int] = thing.send  # says how much it took, sendall does not
+        return send
+    for name in ("sendall", "write"):
+        method: Callable[[memoryview], Any] | None = getattr(thing, name, None)
+        if callable(method):
+            return method
+    raise TypeError(
+        f"{type(thing).__name__!r} object is no sink: it has no sendall or write method"
+    )
+
+
+def _refuse_text(thing: Any) -> None:
+    if isinstance(thing, io.TextIOBase):
+        raise TypeError(f"{thing!r} is in text mode: open it in binary mode")

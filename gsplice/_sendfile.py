@@ -1,0 +1,95 @@
+"""From a regular file to a socket, with sendfile(2).
+
+It runs in callbacks on the hub whenever the socket has room.
+
+Invariant: a byte has left the file when the socket has accepted it. Nothing is held, so nothing
+can be stuck: where sendfile is refused, or not wanted, the bytes are read at the same offset and
+the offset moves by what ``send`` has taken.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from gsplice import _account, _gevent, _hub, _kernel
+from gsplice._direction import Owner, WatchingDirection
+from gsplice._endpoint import FileSource, SocketSink
+from gsplice._gevent import GeventSocket
+
+#: The most that one callback sends, so that other transfers and timers have their turn.
+_ROUND: Final = 512 * 1024
+
+
+class FileSender(WatchingDirection):
+    """Moves bytes from a regular file to a real stream socket."""
+
+    __slots__ = ("_copies", "_file", "_offset", "_sink")
+
+    def __init__(
+        self, source: FileSource, sink: SocketSink, count: int | None, mode: str, owner: Owner
+    ) -> None:
+        super().__init__(count, owner)
+        self._file = source.file
+        self._sink = sink
+        self._offset = -1  # of the next byte, once it has begun
+        self._copies = mode == "copy"
+
+    def sockets(self) -> list[GeventSocket]:
+        """Return the sink."""
+        return [self._sink.socket]
+
+    def on_writable(self, events: int = 1) -> None:
+        """The sink has room, or an error."""
+        try:
+            self._send_round()
+            if events < 0:
+                self._poll_again()
+        except BaseException as error:
+            self._failed(error)
+
+    def _begin(self) -> None:
+        self._offset = self._file.tell()
+        self._send_round()
+
+    def _send_round(self) -> None:
+        length = _ROUND if self._remaining is None else min(self._remaining, _ROUND)
+        try:
+            count = self._send(length)
+        except BlockingIOError:
+            self._wait()
+            return
+        self._accepted(count)
+        self._count_down(count)
+        self._offset += count
+        if not count or self._remaining == 0:
+            self._finish()
+        else:
+            self._wait()
+
+    def _send(self, length: int) -> int:
+        """Send at most *length* bytes; return how many, 0 at end of file."""
+        file = self._file.fileno()
+        if not self._copies:
+            try:
+                count = _kernel.sendfile(self._sink.fileno(), file, self._offset, length)
+                self.spliced += count
+                return count
+            except OSError as error:
+                if error.errno not in _kernel.REFUSALS:
+                    raise
+                self._copies = True
+                _account.fell_back(errno.errorcode[error.errno])
+        data = _kernel.pread(file, min(length, _hub.SCRATCH_SIZE), self._offset)
+        return self._sink.send(data) if data else 0
+
+    def _wait(self) -> None:
+        sock = self._sink.socket
+        self._wait_for(sock, _gevent.write_watcher(sock), self.on_writable)
+
+    def _settle(self) -> None:
+        if self._offset >= 0:
+            self._file.seek(self._offset)
+
+    def _take_back(self) -> bytes:
+        return b""

@@ -1,0 +1,200 @@
+"""The command line: ``python -m gsplice forward`` and ``python -m gsplice demo``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import gevent
+
+from gsplice import __version__, _addresses, _options
+from gsplice._meter import Meter
+from gsplice.server import ForwardServer
+
+#: Seconds that relays have to finish in once the server has been told to end.
+_GRACE: Final = 10.0
+#: How many connections the kernel queues; it caps the number at net.core.somaxconn.
+_BACKLOG: Final = 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that *arguments* (``sys.argv`` if None) name; return the exit status."""
+    options = _parser().parse_args(arguments)
+    command = options.command
+    try:
+        status: int = command(options)
+    except _UsageError as error:
+        _say(str(error))
+        return 2
+    return status
+
+
+class _UsageError(Exception):
+    """An argument that cannot be followed; the message is for the user."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gsplice", description="Relays for gevent whose bytes stay in the kernel."
+    )
+    parser.add_argument("--version", action="version", version=f"gsplice {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_forward(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_forward(commands: Any) -> None:
+    parser = commands.add_parser(
+        "forward",
+        help="forward connections to another address",
+        description="Accept connections at LISTEN and relay each of them to TARGET. An address "
+        "is host:port, [v6]:port or unix:/path. SIGTERM and SIGINT end it.",
+    )
+    parser.set_defaults(command=_forward)
+    parser.add_argument("listen", metavar="LISTEN", help="where to accept; port 0 takes a free one")
+    parser.add_argument("target", metavar="TARGET", help="where to connect to")
+    parser.add_argument(
+        "--idle-timeout", type=float, metavar="S", help="end a relay after S seconds without a byte"
+    )
+    parser.add_argument(
+        "--max-connections", type=int, metavar="N", help="serve at most N connections at once"
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "splice", "copy"),
+        default="auto",
+        help="auto (the default) chooses by what flows",
+    )
+    parser.add_argument(
+        "--moderation",
+        type=float,
+        metavar="S",
+        default=_options.MODERATION,
+        help="how long a byte of a stream of small writes may wait (default: %(default)s; 0: off)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        metavar="S",
+        default=_GRACE,
+        help="let relays finish for S seconds when told to end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stats", action="store_true", help="show a live line on a terminal, and a summary"
+    )
+
+
+def _forward(options: argparse.Namespace) -> int:
+    server = _server(options)
+    _end_on_signals(server)
+    server.start()
+    _say(f"listening on {_addresses.show(server.address)}, forwarding to {options.target}")
+    meter = Meter(server, sys.stderr) if options.stats else None
+    line_start = meter.line_start if meter else ""
+    logging.basicConfig(format=f"{line_start}gsplice: %(message)s", level=logging.INFO)
+    with meter or contextlib.nullcontext():
+        server.serve_forever(stop_timeout=options.grace)
+    return 0
+
+
+class _Server(ForwardServer):
+    """A server that removes its unix socket, as soon as it accepts no more.
+
+    Not later: while relays finish here, another process may have bound a socket of that name.
+    """
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open and isinstance(self.address, str):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="show what gsplice does on this machine",
+        description="Move the same bytes through a forwarder as it is usually written with gevent "
+        "and through gsplice, check that they arrive, and compare speed and CPU time.",
+    )
+    parser.set_defaults(command=_demo)
+    parser.add_argument(
+        "--megabytes",
+        type=int,
+        metavar="N",
+        default=1000,
+        help="how much a round moves through each (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        default=5,
+        help="how many rounds, at the most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        default=30,
+        help="leave out the rounds for which S seconds are too short (default: %(default)s)",
+    )
+
+
+def _demo(options: argparse.Namespace) -> int:
+    for name in ("megabytes", "rounds", "seconds"):
+        if not getattr(options, name) >= 1:
+            raise _UsageError(f"--{name} must be at least 1: {getattr(options, name)}")
+    from gsplice.demo.main import run  # here, so that a forwarder need not load it
+
+    return run(options.megabytes, options.rounds, options.seconds)
+
+
+def _server(options: argparse.Namespace) -> _Server:
+    try:
+        _options.not_negative("--grace", options.grace)
+        address = _addresses.parse(options.listen, to_listen=True)
+        target = _addresses.parse(options.target)
+        listener = _addresses.listen(address, _BACKLOG)
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise _UsageError(f"cannot listen on {options.listen}: {reason}") from None
+    try:
+        return _Server(
+            listener,
+            target,
+            idle_timeout=options.idle_timeout,
+            max_connections=options.max_connections,
+            mode=options.mode,
+            moderation=options.moderation,
+        )
+    except ValueError as error:
+        listener.close()
+        raise _UsageError(str(error)) from None
+
+
+def _end_on_signals(server: ForwardServer) -> None:
+    """End *server* at SIGTERM or SIGINT, and cut its relays off at a second one."""
+
+    def end() -> None:
+        if server.closed:
+            gevent.spawn(server.stop, 0)
+        else:
+            server.close()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, end)
+
+
+def _say(text: str) -> None:
+    print(f"gsplice: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,178 @@
+"""Both directions at once: `relay`, and `Relay`, the object behind it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gsplice import _options
+from gsplice._gevent import GeventSocket
+from gsplice._task import Task
+from gsplice._watchdog import Watchdog
+from gsplice.transfer import Transfer
+
+
+class RelayResult(NamedTuple):
+    """How many bytes each direction of a relay has delivered."""
+
+    sent: int
+    """From *a* to *b*."""
+    received: int
+    """From *b* to *a*."""
+
+
+class Relay(Task):
+    """Both directions between *a* and *b*: `up` is from *a* to *b*, `down` from *b* to *a*.
+
+    The parameters are those of `relay`. Bad ones raise here, what goes wrong later is raised by
+    `get`, and `get` returns a `RelayResult`.
+
+    Invariant: it ends when both directions have ended cleanly, or at the first error in either;
+    then the other one is stopped, and each has what it could not deliver.
+    """
+
+    __slots__ = ("_ends", "_idle_timeout", "_over", "_silenced", "down", "up")
+
+    def __init__(
+        self,
+        a: Any,
+        b: Any,
+        *,
+        idle_timeout: float | None = None,
+        mode: str = "auto",
+        moderation: float = _options.MODERATION,
+    ) -> None:
+        super().__init__()
+        self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
+        self._ends = (a, b)
+        self._over = False
+        self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
+        self.up: Transfer = _Leg(self, a, b, mode, moderation)
+        self.down: Transfer = _Leg(self, b, a, mode, moderation)
+
+    @property
+    def moved(self) -> int:
+        """Bytes that the sinks have accepted, in both directions."""
+        return self.up.moved + self.down.moved
+
+    @property
+    def spliced(self) -> int:
+        """Those of them that went kernel to kernel."""
+        return self.up.spliced + self.down.spliced
+
+    @property
+    def undelivered(self) -> bytes:
+        """What `up` has not delivered, then what `down` has not; to send it on, ask those two."""
+        return self.up.undelivered + self.down.undelivered
+
+    def run(self) -> RelayResult:
+        """Relay while the calling greenlet waits; return how many bytes it was."""
+        try:
+            result: RelayResult = self.start().get()
+            return result
+        finally:
+            self.stop()
+            del self  # what is raised here refers to this frame, and the relay to what is raised
+
+    def _begin(self) -> None:
+        # One direction may well be silent while the other streams, so a socket's own time-out
+        # says nothing here.
+        self._silenced = tuple(
+            (sock, sock.timeout)
+            for sock in self._ends
+            if isinstance(sock, GeventSocket) and sock.timeout is not None
+        )
+        for sock, _ in self._silenced:
+            sock.settimeout(None)
+        if self._idle_timeout is not None:
+            self._watchdog = Watchdog(self._idle_timeout, self._timed_out)
+            self._watchdog.start()
+        for leg in (self.up, self.down):
+            if not self._over:
+                leg.start()
+
+    def _fail(self, error: BaseException) -> None:
+        if self._over:
+            return
+        try:
+            self._end()
+        finally:  # and last, so that whoever waits for the relay finds its sockets free
+            self.set_exception(error)
+
+    def _join(self) -> None:
+        for leg in (self.up, self.down):
+            leg._join()
+
+    def _end(self) -> None:
+        self._over = True
+        self._stop_watchdog()
+        for sock, timeout in self._silenced:
+            sock.settimeout(timeout)
+        self._silenced = ()
+        for leg in (self.up, self.down):
+            leg._stop()
+
+    def leg_ended(self, leg: Transfer, error: BaseException | None) -> None:
+        """Take note that a direction has ended; pass the end of file on, or end both."""
+        if self._over:
+            return
+        other = self.down if leg is self.up else self.up
+        if error is None:
+            error = _pass_on_end(leg)
+        if error is not None:
+            self._fail(error)
+        elif other.ready():
+            self._end()
+            self.set(RelayResult(self.up.moved, self.down.moved))
+
+
+class _Leg(Transfer):
+    """One direction of a relay."""
+
+    __slots__ = ("_relay",)
+
+    def __init__(self, relay: Relay, src: Any, dst: Any, mode: str, moderation: float) -> None:
+        super().__init__(src, dst, mode=mode, moderation=moderation)
+        self._relay: Relay | None = relay
+
+    def _watch(self) -> None:
+        """Have the relay's idle time-out kept; it counts the bytes of both directions."""
+        if self._relay is not None and self._relay._watchdog is not None:
+            self._engine.watch_over(self._relay._watchdog)
+
+    def ended(self, error: BaseException | None) -> None:
+        """Take note of the engine's end, and tell the relay."""
+        super().ended(error)
+        relay, self._relay = self._relay, None  # so that a relay that is over is no cycle
+        if relay is not None:
+            relay.leg_ended(self, error)
+
+
+def relay(
+    a: Any,
+    b: Any,
+    *,
+    idle_timeout: float | None = None,
+    mode: str = "auto",
+    moderation: float = _options.MODERATION,
+) -> RelayResult:
+    """Move bytes in both directions between *a* and *b* until both have ended.
+
+    End of file on one side is passed on as ``shutdown(SHUT_WR)`` once every byte before it has
+    been delivered. An error in either direction ends both and is raised. Neither is closed.
+
+    :param idle_timeout: seconds without a byte in either direction after which `socket.timeout`
+        is raised; the sockets' own time-outs are not regarded.
+    :param mode: see `gsplice.copy`.
+    :param moderation: see `gsplice.copy`.
+    :raises OSError: what ``recv`` and ``sendall`` would have raised on the same sockets.
+    """
+    return Relay(a, b, idle_timeout=idle_timeout, mode=mode, moderation=moderation).run()
+
+
+def _pass_on_end(leg: Transfer) -> Exception | None:
+    """Tell the sink's peer that *leg* has ended; return what went wrong."""
+    try:
+        leg.end_sink()
+    except Exception as error:
+        return error.with_traceback(None)
+    return None

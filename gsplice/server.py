@@ -1,0 +1,246 @@
+"""`ForwardServer`: a port forwarder that is ready to run."""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+import gevent
+from gevent import socket
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from gsplice import _addresses, _options
+from gsplice.relay import Relay
+
+_logger = logging.getLogger(__name__)
+
+#: Where a client's connection goes: ``(host, port)``, the path of a unix socket, or a callable
+#: that takes the client's address and returns a connected stream socket.
+Target: TypeAlias = tuple[str, int] | str | os.PathLike[str] | Callable[[Any], socket.socket]
+
+#: Seconds that looking up and connecting to the target may take. As long as two SYNs that are
+#: lost take to be sent again (RFC 6298: 1 s, then 2 s), and some more for a slow link.
+CONNECT_TIMEOUT: Final = 10.0
+
+#: Seconds between two tries to connect to a unix socket whose backlog is full: nothing tells when
+#: there is room (connect(2), EAGAIN).
+_RETRY: Final = 0.01
+
+
+class ForwardServer(StreamServer):
+    """Accepts connections and relays each of them to *target*.
+
+    A target that cannot be reached costs that client its connection and is logged. While bytes
+    flow a connection needs no greenlet.
+
+    :param listener: where to accept: an address or a listening socket, as for `StreamServer`.
+    :param target: where to connect to; see `Target`.
+    :param idle_timeout: seconds without a byte in either direction after which both ends are
+        closed; None for never.
+    :param max_connections: the most to serve at once; further ones wait in the backlog. None
+        for no limit.
+    :param connect_timeout: seconds that it may take to connect to the target.
+    :param mode: see `gsplice.copy`.
+    :param moderation: see `gsplice.copy`.
+    :param backlog: see `socket.listen`.
+    """
+
+    def __init__(
+        self,
+        listener: Any,
+        target: Target,
+        *,
+        idle_timeout: float | None = None,
+        max_connections: int | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
+        mode: str = "auto",
+        moderation: float = _options.MODERATION,
+        backlog: int | None = None,
+    ) -> None:
+        self.target = _check_target(target)
+        self.connect_timeout = _options.seconds("connect_timeout", connect_timeout)
+        self.max_connections = _options.max_connections(max_connections)
+        self.relay_options: dict[str, Any] = {
+            "idle_timeout": _options.seconds("idle_timeout", idle_timeout),
+            "mode": _options.mode(mode),
+            "moderation": _options.moderation(moderation),
+        }
+        #: How many connections have been accepted.
+        self.accepted = 0
+        self._connections: set[_Connection] = set()
+        self._all_done = Event()
+        self._all_done.set()
+        _check_listener(listener)
+        super().__init__(listener, self._do_nothing, backlog=backlog)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are being served."""
+        return len(self._connections)
+
+    def full(self) -> bool:
+        """Return whether there are as many connections as there may be."""
+        return self.max_connections is not None and self.connections >= self.max_connections
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Accept no more, wait for what is being served, then end what is left.
+
+        :param timeout: seconds to wait; `stop_timeout` (1) if None.
+        """
+        self.close()
+        self._all_done.wait(self.stop_timeout if timeout is None else timeout)
+        for connection in list(self._connections):
+            connection.stop()
+        self._all_done.wait(1)  # they have been told, and close their sockets in the hub
+
+    def connect(self, address: Any) -> socket.socket:
+        """Return a new connection to the target for the client at *address*.
+
+        :raises OSError: where there is none to be had; the client's connection is closed then.
+        """
+        target = self.target
+        if callable(target):
+            return target(address)
+        if isinstance(target, tuple):
+            return socket.create_connection(target, timeout=None)
+        return _connect_unix(os.fspath(target))
+
+    def do_handle(self, *args: Any) -> None:
+        """Serve an accepted connection, which is not closed when its greenlet ends."""
+        connection = _Connection(self, *args)
+        self.accepted += 1
+        self._connections.add(connection)
+        self._all_done.clear()
+        connection.start()
+
+    def forget(self, connection: _Connection) -> None:
+        """*connection* has ended: there is room for another."""
+        self._connections.discard(connection)
+        if not self._connections:
+            self._all_done.set()
+        if self.started:
+            self.start_accepting()
+
+    def _do_nothing(self, client: socket.socket, address: Any) -> None:
+        """`StreamServer` wants a handler; `do_handle` needs none."""
+
+
+class _Connection:
+    """One client: connected to the target in a greenlet, then relayed in callbacks."""
+
+    __slots__ = ("_address", "_backend", "_client", "_greenlet", "_relay", "_server")
+
+    def __init__(self, server: ForwardServer, client: socket.socket, address: Any) -> None:
+        self._server = server
+        self._client = client
+        self._address = address
+        self._backend: socket.socket | None = None
+        self._relay: Relay | None = None
+        self._greenlet: Any = None
+
+    def start(self) -> None:
+        """Begin to connect to the target."""
+        self._greenlet = gevent.spawn(self._connect)
+
+    def stop(self) -> None:
+        """End at once, whatever is under way."""
+        if self._relay is not None:
+            self._relay.stop()
+        else:
+            self._greenlet.kill(block=False)
+
+    def _connect(self) -> None:
+        try:
+            self._backend = self._connect_in_time()
+            self._begin_relay(self._backend)
+        except OSError as error:
+            _logger.warning("%s: cannot connect to the target: %s", self, error)
+            self._close()
+        except BaseException:
+            self._close()
+            raise
+
+    def _connect_in_time(self) -> socket.socket:
+        # Not an OSError, which create_connection would take for the failure of one address.
+        with gevent.Timeout(self._server.connect_timeout) as limit:
+            try:
+                return self._server.connect(self._address)
+            except gevent.Timeout as expired:
+                if expired is not limit:
+                    raise
+        raise TimeoutError("timed out")
+
+    def _begin_relay(self, backend: socket.socket) -> None:
+        for sock in (self._client, backend):
+            _make_prompt(sock)
+        self._relay = Relay(self._client, backend, **self._server.relay_options)
+        self._relay.rawlink(self._ended)
+        self._relay.start()
+        self._greenlet = None
+
+    def _ended(self, relay: Relay) -> None:
+        if relay.exception is not None:
+            _logger.debug("%s: ended by %r", self, relay.exception)
+        self._close()
+
+    def _close(self) -> None:
+        self._server.forget(self)
+        self._client.close()
+        if self._backend is not None:
+            self._backend.close()
+
+    def __str__(self) -> str:
+        return f"client {_addresses.show(self._address)}"
+
+
+def _check_listener(listener: Any) -> None:
+    # gevent.socket.create_server is the standard library's, and so is what it returns.
+    if isinstance(listener, _socket.socket) and listener.gettimeout() != 0:
+        raise TypeError(
+            f"{listener!r} would block the hub: listen with a gevent.socket.socket, or give the "
+            "address and leave that to the server"
+        )
+
+
+def _check_target(target: Target) -> Target:
+    if callable(target) or isinstance(target, str | os.PathLike):
+        return target
+    if isinstance(target, tuple) and len(target) == 2:
+        return target
+    raise TypeError(
+        f"target must be (host, port), the path of a unix socket, or a callable, not {target!r}"
+    )
+
+
+def _connect_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # gevent's own connect spins where the backlog is full: poll says that such a socket is
+        # ready, and connect that it has to wait.
+        sock.setblocking(False)
+        while not _connected(sock, path):
+            gevent.sleep(_RETRY)
+        sock.setblocking(True)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _connected(sock: socket.socket, path: str) -> bool:
+    try:
+        sock.connect(path)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _make_prompt(sock: socket.socket) -> None:
+    """Have each message sent at once, and a peer that has vanished noticed."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

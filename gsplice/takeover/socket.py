@@ -1,0 +1,76 @@
+"""gevent's sockets: ``sendall(source)``, and a ``sendfile`` that uses sendfile(2).
+
+``sendall`` of bytes costs one more Python call and one test of a type. What gevent would have
+refused with a TypeError, and can be read from, is now a source.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final
+
+from gsplice import _gevent, _recognition
+from gsplice._gevent import GeventSocket
+from gsplice.transfer import copy
+
+_BYTES: Final = frozenset({bytes, bytearray, memoryview})
+_READ_METHODS: Final = ("recv_into", "recv", "read")
+
+
+def install(replace: Callable[[Any, str, Any], None]) -> None:
+    """Take over gevent's socket class."""
+    replace(GeventSocket, "sendall", _new_sendall(GeventSocket.sendall))
+    replace(GeventSocket, "sendfile", _new_sendfile(GeventSocket.sendfile))
+
+
+def _new_sendall(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def sendall(self: GeventSocket, data: Any, flags: int = 0) -> Any:
+        if data.__class__ in _BYTES or flags or not _is_source(data):
+            return original(self, data, flags)
+        copy(data, self)
+        return None
+
+    return sendall
+
+
+def _is_source(data: Any) -> bool:
+    try:
+        memoryview(data)
+    except TypeError:
+        return any(callable(getattr(data, name, None)) for name in _READ_METHODS)
+    return False  # a buffer (an mmap has a read method as well): its bytes are what is meant
+
+
+def _new_sendfile(original: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(original)
+    def sendfile(self: GeventSocket, file: Any, offset: int = 0, count: int | None = None) -> int:
+        if not _recognition.is_real_stream_socket(self):
+            return original(self, file, offset, count)
+        if _recognition.is_regular_file(file):
+            return _send_regular_file(self, file, offset, count)
+        if not offset and _recognition.is_socket_source(file):
+            _gevent.check_sendfile(self, file, offset, count)
+            return copy(file, self, count)
+        return original(self, file, offset, count)
+
+    return sendfile
+
+
+def _send_regular_file(sock: GeventSocket, file: Any, offset: int, count: int | None) -> int:
+    """Send like gevent's own ``sendfile``, position and errors included.
+
+    Like that, and unlike the standard library's, it starts at the file's position where *offset*
+    is 0, and leaves the position at *offset* plus the number of bytes sent.
+    """
+    _gevent.check_sendfile(sock, file, offset, count)
+    if offset:
+        file.seek(offset)
+    start = file.tell()
+    try:
+        return copy(file, sock, count)
+    finally:
+        sent = file.tell() - start
+        if sent:
+            file.seek(offset + sent)

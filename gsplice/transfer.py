@@ -1,0 +1,188 @@
+"""One direction: `copy`, and `Transfer`, the object behind it.
+
+Here the ends are looked at and the engine that fits them is chosen. The bytes are the engine's
+affair.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from gsplice import _account, _kernel, _options, _recognition
+from gsplice._direction import Owner
+from gsplice._endpoint import FileSink, FileSource, Sink, SocketSink, SocketSource, Source
+from gsplice._methods import MethodCopy
+from gsplice._pump import Pump
+from gsplice._sendfile import FileSender
+from gsplice._task import Task
+from gsplice._watchdog import WaitWatchdog
+
+_Engine: TypeAlias = Pump | FileSender | MethodCopy
+
+
+class Transfer(Task):
+    """One direction: bytes from *src* to *dst*, until end of file or *count* of them.
+
+    The parameters are those of `copy`. Bad ones raise here, what goes wrong later is raised by
+    `get`, and `get` returns the number of bytes. Neither end is shut down or closed.
+
+    :param idle_timeout: seconds without a byte after which it fails with `socket.timeout`.
+    """
+
+    __slots__ = ("_engine", "_idle_timeout", "_sink")
+
+    def __init__(
+        self,
+        src: Any,
+        dst: Any,
+        count: int | None = None,
+        *,
+        idle_timeout: float | None = None,
+        mode: str = "auto",
+        moderation: float = _options.MODERATION,
+    ) -> None:
+        super().__init__()
+        limit = _options.count(count)
+        mode = _options.mode(mode)
+        self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
+        bound = _options.moderation(moderation)
+        source = _recognition.source(src)
+        self._sink = _recognition.sink(dst)
+        self._engine = _engine(source, self._sink, limit, mode, bound, self)
+
+    @property
+    def moved(self) -> int:
+        """Bytes that the sink has accepted."""
+        return self._engine.moved
+
+    @property
+    def spliced(self) -> int:
+        """Those of them that went kernel to kernel."""
+        return self._engine.spliced
+
+    @property
+    def undelivered(self) -> bytes:
+        """The bytes taken from the source that the sink has not accepted.
+
+        ``b""`` but after a transfer that was stopped or failed. `moved` and the length of this
+        are together exactly what has left the source.
+        """
+        return self._engine.undelivered
+
+    def run(self) -> int:
+        """Move everything while the calling greenlet waits; return how many bytes it was."""
+        if isinstance(self._engine, MethodCopy) and self._idle_timeout is None:
+            self._started = True  # its methods wait by themselves: no other greenlet is needed
+            self._sink.prepare()
+            self._engine.run()
+            return self._engine.moved
+        try:
+            return int(self.start().get())
+        finally:
+            self.stop()
+            del self  # what is raised refers to this frame, and the transfer to what is raised
+
+    def end_sink(self) -> None:
+        """Tell the sink's peer that no more bytes will come."""
+        self._sink.end()
+
+    def _begin(self) -> None:
+        try:
+            self._sink.prepare()
+        except BaseException as error:
+            self._fail(error)
+            if not isinstance(error, Exception):  # for the caller, not for the transfer
+                raise
+        if self.ready():
+            return  # it failed, or was stopped meanwhile
+        self._watch()
+        self._engine.start()
+
+    def _watch(self) -> None:
+        """Have the time-outs kept: the sockets' own, and the idle one."""
+        timeouts = [self._idle_timeout, *(sock.timeout for sock in self._engine.sockets())]
+        if any(timeout is not None for timeout in timeouts):
+            self._watchdog = WaitWatchdog(self._idle_timeout, self._timed_out)
+            self._watchdog.start()
+            self._engine.watch_over(self._watchdog)
+
+    def _join(self) -> None:
+        self._engine.join()
+
+    def _fail(self, error: BaseException) -> None:
+        self._engine.fail(error)
+
+    def ended(self, error: BaseException | None) -> None:
+        """Take note of the engine's end."""
+        self._stop_watchdog()
+        if error is None:
+            self.set(self._engine.moved)
+        else:
+            self.set_exception(error)
+
+
+def copy(
+    src: Any,
+    dst: Any,
+    count: int | None = None,
+    *,
+    mode: str = "auto",
+    moderation: float = _options.MODERATION,
+) -> int:
+    """Move bytes from *src* to *dst* until end of file, or *count* of them; return how many.
+
+    Neither end is shut down or closed. Fewer than *count* come back only at end of file. *src*
+    may be *dst* (an echo). Each wait for a socket is bounded by its own ``settimeout``.
+
+    :param src: a stream socket, a ``makefile("rb")`` reader on one, a regular file opened in
+        binary mode, or any object with ``recv_into``, ``recv`` or ``read``.
+    :param dst: a stream socket, a writer on one, a regular file opened in binary mode for
+        writing, or any object with ``sendall`` or ``write``.
+    :param count: the most to move, in bytes; None for all. 0 makes no system call.
+    :param mode: ``"auto"`` chooses by what flows, ``"splice"`` splices whenever the pair can,
+        ``"copy"`` never does. The environment variable ``GSPLICE_MODE`` says what auto means.
+    :param moderation: seconds that a byte of a stream of small writes may wait for company, on an
+        event loop that is as fine as that (gevent's count in milliseconds); 0 turns it off.
+    :raises OSError: what ``recv`` and ``sendall`` would have raised on the same sockets;
+        `socket.timeout` where a wait took longer than the socket's own time-out.
+    :raises TypeError: where an argument is no source, no sink or no number.
+    :raises ValueError: for a bad mode, a negative number, or a socket in non-blocking mode.
+    """
+    return Transfer(src, dst, count, mode=mode, moderation=moderation).run()
+
+
+def can_splice(src: Any, dst: Any) -> bool:
+    """Return whether bytes from *src* to *dst* would be spliced in mode "auto"; neither is touched.
+
+    It is False, not an error, for what is no source or no sink.
+    """
+    try:
+        source, sink, mode = _recognition.source(src), _recognition.sink(dst), _options.mode("auto")
+    except (TypeError, ValueError, OSError):
+        return False
+    if mode == "copy" or (isinstance(sink, FileSink) and sink.appends()):
+        return False
+    if isinstance(source, FileSource):
+        return isinstance(sink, SocketSink) and _kernel.HAVE_SENDFILE
+    spliceable = isinstance(source, SocketSource) and isinstance(sink, SocketSink | FileSink)
+    return spliceable and _kernel.HAVE_SPLICE
+
+
+def _usable(mode: str, have_call: bool, name: str) -> str:
+    """Return *mode*, or "copy" where this platform has not got the call it needs."""
+    if mode == "copy" or have_call:
+        return mode
+    _account.fell_back(f"no os.{name}")
+    return "copy"
+
+
+def _engine(
+    source: Source, sink: Sink, count: int | None, mode: str, moderation: float, owner: Owner
+) -> _Engine:
+    if isinstance(source, SocketSource) and isinstance(sink, SocketSink | FileSink):
+        mode = _usable(mode, _kernel.HAVE_SPLICE, "splice")
+        return Pump(source, sink, count, mode, moderation, owner)
+    if isinstance(source, FileSource) and isinstance(sink, SocketSink):
+        mode = _usable(mode, _kernel.HAVE_SENDFILE, "sendfile")
+        return FileSender(source, sink, count, mode, owner)
+    return MethodCopy(source, sink, count, owner)

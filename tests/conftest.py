@@ -1,0 +1,143 @@
+"""What holds for every test: a deadline, no fd left behind, and no error that nobody saw."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import gevent.hub
+import pytest
+from gevent import socket
+from peers import Line, MakeLine, Pair, Pairs, Spawn, connected, connected_tls
+
+import gsplice
+from gsplice import _hub
+
+#: Seconds that a test may wait in the hub, and that it may take at all.
+HUB_DEADLINE = 20.0
+DEADLINE = 60.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take every warning for an error."""
+    config.addinivalue_line("filterwarnings", "error")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bound every test that has no bound of its own."""
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(DEADLINE))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _running_hub() -> None:
+    """Open what the hub and its threads keep open, before the first test counts fds."""
+    gevent.get_hub().threadpool.apply(int)
+    gevent.sleep(0)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at after each test
+
+
+def _open_fds() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the directory's own
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def _leaked_fds(before: dict[int, str]) -> dict[int, str]:
+    """Return the fds opened since *before*, once what is being closed has been closed."""
+    deadline = time.monotonic() + 2.0
+    while True:
+        gc.collect()
+        gevent.sleep(0)  # libuv closes an fd in the iteration after
+        _hub.resources().pipes.close()
+        leaked = dict(_open_fds().items() - before.items())
+        if not leaked or time.monotonic() > deadline:
+            return leaked
+        gevent.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """Fail a test that leaves an fd, a transfer or a takeover behind."""
+    _hub.resources().pipes.close()
+    before = _open_fds()
+    yield
+    leaked = _leaked_fds(before)
+    active, patched = gsplice.stats().active, gsplice.is_patched("socket")
+    gsplice.unpatch_all()
+    assert not leaked, f"left open: {leaked}"
+    assert not active, f"{active} transfers are still active"
+    assert not patched, "the takeovers are still on"
+
+
+@pytest.fixture(autouse=True)
+def hub_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Fail a test in which an error went to the hub; one that expects it clears the list."""
+    errors: list[Any] = []
+    original = gevent.hub.Hub.handle_error
+
+    def handle_error(self: Any, context: Any, kind: Any, value: Any, trace: Any) -> None:
+        if not issubclass(kind, self.NOT_ERROR):
+            errors.append((context, value))
+        original(self, context, kind, value, trace)
+
+    monkeypatch.setattr(gevent.hub.Hub, "handle_error", handle_error)
+    yield errors
+    assert not errors, f"errors that nobody saw: {errors}"
+
+
+@pytest.fixture(autouse=True)
+def _hub_deadline() -> Iterator[None]:
+    """End a test that waits for ever for something that does not come."""
+    with gevent.Timeout(HUB_DEADLINE):
+        yield
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    """Make connections, of a kind from `peers.KINDS` or "tls"; all are closed at the end."""
+    made: list[socket.socket] = []
+
+    def make(kind: str = "tcp") -> Pair:
+        pair = connected_tls() if kind == "tls" else connected(kind)
+        made.extend(pair)
+        return pair
+
+    yield make
+    for sock in made:
+        sock.close()
+
+
+@pytest.fixture
+def line(pairs: Pairs) -> MakeLine:
+    """Make two connections with room for a transfer between them."""
+
+    def make(source_kind: str = "tcp", sink_kind: str | None = None) -> Line:
+        client, source = pairs(source_kind)
+        sink, backend = pairs(sink_kind or source_kind)
+        return Line(client, source, sink, backend)
+
+    return make
+
+
+@pytest.fixture
+def spawn() -> Iterator[Spawn]:
+    """Start greenlets, which are peers or callers; none survives the test."""
+    started: list[gevent.Greenlet[..., Any]] = []
+
+    def start(*args: Any, **kwargs: Any) -> gevent.Greenlet[..., Any]:
+        greenlet = gevent.spawn(*args, **kwargs)
+        started.append(greenlet)
+        return greenlet
+
+    yield start
+    gevent.killall(started, timeout=5)

@@ -1,0 +1,166 @@
+"""Promise 1: the sink gets the source's bytes, all, once, in order, and no other's."""
+
+from __future__ import annotations
+
+import random
+
+import gevent
+import pytest
+from gevent import socket
+from peers import (
+    KINDS,
+    MODES,
+    MakeLine,
+    Spawn,
+    pattern,
+    receive,
+    send_and_end,
+    small_buffers,
+)
+
+import gsplice
+from gsplice._hub import SCRATCH_SIZE
+from gsplice._pipe import PIPE_CAPACITY
+
+#: Each a border of something: nothing, a byte, the scratch buffer, a pipe, many pipes.
+SIZES = (
+    0,
+    1,
+    SCRATCH_SIZE - 1,
+    SCRATCH_SIZE,
+    SCRATCH_SIZE + 1,
+    65536,
+    PIPE_CAPACITY - 1,
+    PIPE_CAPACITY,
+    PIPE_CAPACITY + 1,
+    3_000_017,
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", MODES)
+def test_stream_of_any_size_arrives_whole(
+    line: MakeLine, spawn: Spawn, mode: str, size: int
+) -> None:
+    client, source, sink, backend = line()
+    data = pattern(size)
+    spawn(send_and_end, client, data)
+    received = spawn(receive, backend)
+
+    assert gsplice.copy(source, sink, mode=mode) == size
+
+    sink.shutdown(socket.SHUT_WR)
+    assert received.get() == data
+
+
+@pytest.mark.parametrize("sink_kind", KINDS)
+@pytest.mark.parametrize("source_kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_between_any_two_kinds_of_stream_socket(
+    line: MakeLine, spawn: Spawn, mode: str, source_kind: str, sink_kind: str
+) -> None:
+    client, source, sink, backend = line(source_kind, sink_kind)
+    data = pattern(1_000_003)
+    spawn(send_and_end, client, data)
+    received = spawn(receive, backend, len(data))
+
+    assert gsplice.copy(source, sink, mode=mode) == len(data)
+
+    assert received.get() == data
+
+
+def send_in_pieces(sock: socket.socket, data: bytes, largest: int, seed: int) -> None:
+    """Send *data* in pieces of random sizes, some with a pause behind them, and the end."""
+    chance = random.Random(seed)
+    at = 0
+    while at < len(data):
+        size = chance.randint(1, largest)
+        sock.sendall(data[at : at + size])
+        at += size
+        if chance.random() < 0.2:
+            gevent.sleep(chance.choice([0, 0, 0.001]))
+    sock.shutdown(socket.SHUT_WR)
+
+
+def receive_in_pieces(sock: socket.socket, seed: int) -> bytes:
+    """Receive in pieces of random sizes, some with a pause behind them, to the end."""
+    chance = random.Random(seed)
+    data = bytearray()
+    while piece := sock.recv(chance.choice([1, 100, 5000, 100_000])):
+        data += piece
+        if chance.random() < 0.05:
+            gevent.sleep(chance.choice([0, 0, 0.001]))
+    return bytes(data)
+
+
+@pytest.mark.parametrize("largest", [60, 3_000, 40_000, 400_000])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("tight", [False, True], ids=["large buffers", "small buffers"])
+def test_any_rhythm_of_writes_and_reads_arrives_whole(
+    line: MakeLine, spawn: Spawn, mode: str, largest: int, tight: bool
+) -> None:
+    kind = "unix" if tight else "tcp"  # TCP with tiny windows spends its time in timers
+    client, source, sink, backend = line(kind)
+    if tight:
+        for sock in (client, source, sink, backend):
+            small_buffers(sock)
+    data = pattern(min(largest * 60, 1_500_000), key=largest)
+    spawn(send_in_pieces, client, data, largest, seed=largest)
+    received = spawn(receive_in_pieces, backend, seed=largest)
+
+    assert gsplice.copy(source, sink, mode=mode) == len(data)
+
+    sink.shutdown(socket.SHUT_WR)
+    assert received.get() == data
+
+
+def test_a_stream_turns_to_messages_and_back(line: MakeLine, spawn: Spawn) -> None:
+    client, source, sink, backend = line()
+    transfer = gsplice.Transfer(source, sink).start()
+    for round_number in range(6):
+        stream = pattern(700_001, key=round_number)
+        spawn(client.sendall, stream)
+        assert receive(backend, len(stream)) == stream
+        for number in range(20):
+            message = pattern(200, key=1000 + number)
+            client.sendall(message)
+            assert receive(backend, len(message)) == message
+    client.shutdown(socket.SHUT_WR)
+    assert transfer.get() == 6 * (700_001 + 20 * 200)
+    assert 0 < transfer.spliced < transfer.moved, "a stream is spliced, messages are copied"
+
+
+def test_streams_side_by_side_never_mix(line: MakeLine, spawn: Spawn) -> None:
+    results = []
+    for key in range(30):
+        kinds = ("unix" if key % 3 else "tcp", "tcp" if key % 2 else "unix")
+        client, source, sink, backend = line(*kinds)
+        data = pattern(200_000 + key, key=100 + key)
+        spawn(send_in_pieces, client, data, 30_000, seed=key)
+        transfer = gsplice.Transfer(source, sink, len(data)).start()
+        results.append((transfer, spawn(receive, backend, len(data)), data))
+    for transfer, received, data in results:
+        assert transfer.get() == len(data)
+        assert received.get() == data
+
+
+def test_a_pipe_used_by_one_stream_brings_nothing_of_it_to_the_next(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    for key in range(20):
+        client, source, sink, backend = line()
+        stalled = gsplice.Transfer(source, sink, mode="splice").start()
+        sender = spawn(client.sendall, pattern(2_000_000, key=200 + key))
+        if key % 2:  # left with a pipe full of bytes
+            gevent.sleep(0)
+            stalled.stop()
+            sender.kill()
+        else:
+            received = spawn(receive, backend, 2_000_000)
+            assert received.get() == pattern(2_000_000, key=200 + key)
+            stalled.stop()
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, pattern(2_000_000, key=1))
+    received = spawn(receive, backend, 2_000_000)
+    assert gsplice.copy(source, sink, mode="splice") == 2_000_000
+    assert received.get() == pattern(2_000_000, key=1)

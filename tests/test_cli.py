@@ -1,0 +1,503 @@
+"""``python -m gsplice forward``: as a process where it runs, in the test's where it refuses to."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+from peers import echoed, exchange, is_readable, pattern, receive, send_back, wait_until
+from programs import ENVIRONMENT, PATIENCE, Program, free_port, needs_ipv6
+from terminal import Terminal
+
+import gsplice
+from gsplice import cli
+
+LOOPBACK = "127.0.0.1:0"
+
+
+@pytest.fixture
+def backend() -> Iterator[str]:
+    """Run an echo server; this is its address as the command line takes it."""
+    server = StreamServer(("127.0.0.1", 0), send_back)
+    server.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.stop(0)
+
+
+@pytest.fixture
+def forward() -> Iterator[Callable[..., Forwarder]]:
+    """Start forwarders; all have ended when the test has."""
+    started: list[Forwarder] = []
+
+    def start(*arguments: str) -> Forwarder:
+        forwarder = Forwarder(*arguments)
+        started.append(forwarder)
+        forwarder.wait_until_ready()
+        return forwarder
+
+    yield start
+    for forwarder in started:
+        forwarder.__exit__(None, None, None)
+
+
+class Forwarder(Program):
+    """A ``python -m gsplice forward``, and the connections to it."""
+
+    def __init__(self, *arguments: str) -> None:
+        super().__init__(sys.executable, "-m", "gsplice", "forward", *arguments)
+        self.address = ""
+        self._dialled: list[socket.socket] = []
+
+    def wait_until_ready(self) -> None:
+        self.address = self.expect(r"^gsplice: listening on (\S+), forwarding to \S+$")[1]
+
+    def dial(self) -> socket.socket:
+        self._dialled.append(dial(self.address))
+        return self._dialled[-1]
+
+    def ended(self) -> int:
+        """Wait for it, while the hub runs; return its exit status."""
+        wait_until(lambda: self.process.poll() is not None, PATIENCE)
+        return self.stop()
+
+    def __exit__(self, *_: Any) -> None:
+        for sock in self._dialled:
+            sock.close()
+        super().__exit__(None, None, None)
+
+
+def dial(address: str) -> socket.socket:
+    """Connect to an address as it is written."""
+    if address.startswith("unix:"):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(address.removeprefix("unix:"))
+    else:
+        host, _, port = address.rpartition(":")
+        sock = socket.create_connection((host.strip("[]"), int(port)))
+    sock.settimeout(PATIENCE)
+    return sock
+
+
+def refuses(address: str) -> bool:
+    """Whether nobody accepts at *address* any more."""
+    try:
+        dial(address).close()
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    return False
+
+
+# It forwards.
+
+
+@pytest.mark.parametrize("mode", ["auto", "splice", "copy"])
+def test_forwards_tcp_to_tcp(mode: str, forward: Any, backend: str) -> None:
+    client = forward(LOOPBACK, backend, "--mode", mode).dial()
+    assert echoed(client, pattern(3_000_000)) == pattern(3_000_000)
+
+
+def test_forwards_unix_to_tcp_and_tcp_to_unix(forward: Any, backend: str, tmp_path: Path) -> None:
+    middle = f"unix:{tmp_path}/middle"
+    assert forward(middle, backend).address == middle
+    client = forward(LOOPBACK, middle).dial()
+    assert echoed(client, pattern(3_000_000)) == pattern(3_000_000)
+
+
+@needs_ipv6
+def test_forwards_to_and_from_ipv6(forward: Any, backend: str) -> None:
+    middle = forward("[::1]:0", backend).address
+    assert middle.startswith("[::1]:")
+    client = forward("[::1]:0", middle).dial()
+    assert echoed(client, pattern(3_000_000)) == pattern(3_000_000)
+
+
+def test_an_empty_host_listens_on_every_address(forward: Any, backend: str) -> None:
+    port = forward(":0", backend).address.rpartition(":")[2]
+    with dial(f"127.0.0.1:{port}") as client:
+        assert echoed(client, b"hello") == b"hello"
+
+
+def test_says_where_it_listens_on_standard_error_and_nothing_on_standard_output(
+    backend: str,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "gsplice", "forward", LOOPBACK, backend],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        line = process.stderr.readline()
+        process.terminate()
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+    assert re.fullmatch(rf"gsplice: listening on 127\.0\.0\.1:\d+, forwarding to {backend}\n", line)
+    assert process.returncode == 0
+
+
+def test_an_idle_connection_is_ended_after_the_time_out(forward: Any, backend: str) -> None:
+    client = forward(LOOPBACK, backend, "--idle-timeout", "0.2").dial()
+    exchange(client)
+    assert receive(client) == b""
+
+
+def test_one_more_than_max_connections_waits_until_another_leaves(
+    forward: Any, backend: str
+) -> None:
+    forwarder = forward(LOOPBACK, backend, "--max-connections", "1")
+    first, second = forwarder.dial(), forwarder.dial()
+    exchange(first)
+    second.sendall(b"let me in")
+    exchange(first)
+    assert not is_readable(second)
+    first.close()
+    assert receive(second, 9) == b"let me in"
+
+
+# The backend that is not there.
+
+
+def test_a_backend_that_refuses_costs_that_client_its_connection_and_a_log_line(
+    forward: Any,
+) -> None:
+    port = free_port()
+    forwarder = forward(LOOPBACK, f"127.0.0.1:{port}", "--grace", "0")
+    client = forwarder.dial()
+    assert receive(client) == b""
+    forwarder.expect(r"^gsplice: client 127\.0\.0\.1:\d+: cannot connect to the target: .*refused")
+    server = StreamServer(("127.0.0.1", port), send_back)
+    server.start()
+    try:
+        exchange(forwarder.dial())
+    finally:
+        server.stop(0)
+    forwarder.stop()
+    assert len(forwarder.output.splitlines()) == 2
+
+
+def test_a_target_whose_name_is_unknown_costs_that_client_its_connection_and_a_log_line(
+    forward: Any,
+) -> None:
+    forwarder = forward(LOOPBACK, "no-such-host.invalid:80")
+    assert receive(forwarder.dial()) == b""
+    forwarder.expect("cannot connect to the target: ")
+
+
+# The end.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_once_the_relays_have_finished(
+    number: signal.Signals, forward: Any, backend: str
+) -> None:
+    forwarder = forward(LOOPBACK, backend, "--grace", "60")
+    client = forwarder.dial()
+    exchange(client)
+    forwarder.process.send_signal(number)
+    wait_until(lambda: refuses(forwarder.address))
+    assert forwarder.process.poll() is None
+    assert echoed(client, pattern(1_000_000)) == pattern(1_000_000)
+    assert forwarder.ended() == 0
+    assert len(forwarder.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_at_once_where_nothing_is_relayed(
+    number: signal.Signals, forward: Any, backend: str
+) -> None:
+    forwarder = forward(LOOPBACK, backend, "--grace", "60")
+    forwarder.process.send_signal(number)
+    assert forwarder.ended() == 0
+
+
+def test_relays_that_have_not_finished_after_the_grace_are_ended(
+    forward: Any, backend: str
+) -> None:
+    forwarder = forward(LOOPBACK, backend, "--grace", "0.2")
+    client = forwarder.dial()
+    exchange(client)
+    forwarder.process.terminate()
+    assert receive(client) == b""
+    assert forwarder.ended() == 0
+
+
+def test_a_second_signal_cuts_the_grace_short(forward: Any, backend: str) -> None:
+    forwarder = forward(LOOPBACK, backend, "--grace", "60")
+    client = forwarder.dial()
+    exchange(client)
+    forwarder.process.send_signal(signal.SIGINT)
+    wait_until(lambda: refuses(forwarder.address))
+    forwarder.process.send_signal(signal.SIGINT)
+    assert receive(client) == b""
+    assert forwarder.ended() == 0
+
+
+# The unix socket it listens on.
+
+
+def test_a_unix_socket_is_removed_as_soon_as_it_accepts_no_more(
+    forward: Any, backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    old = forward(f"unix:{path}", backend, "--grace", "60")
+    client = old.dial()
+    exchange(client)
+    old.process.terminate()
+    wait_until(lambda: not path.exists())
+    new = forward(f"unix:{path}", backend, "--grace", "0")
+    client.close()
+    assert old.ended() == 0
+    exchange(new.dial())  # the old one has left the new one's socket alone
+    new.stop()
+    assert not path.exists()
+
+
+def test_a_unix_socket_that_a_killed_process_has_left_is_replaced(
+    forward: Any, backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    forward(f"unix:{path}", backend).stop(signal.SIGKILL)
+    assert path.is_socket()
+    exchange(forward(f"unix:{path}", backend).dial())
+
+
+# Figures.
+
+
+def test_with_stats_a_summary_is_the_last_line(forward: Any, backend: str) -> None:
+    forwarder = forward(LOOPBACK, backend, "--stats", "--mode", "splice")
+    assert echoed(forwarder.dial(), pattern(3_000_000)) == pattern(3_000_000)
+    forwarder.stop()
+    *_, last = forwarder.output.splitlines()
+    found = re.fullmatch(r"gsplice: 1 connection, 6\.0 MB in \d+\.\d s, (\d+) % spliced", last)
+    assert found, forwarder.output
+    assert int(found[1]) > 90
+    assert "\x1b" not in forwarder.output
+
+
+def test_with_stats_on_a_terminal_a_live_line_shows_what_it_does(backend: str) -> None:
+    command = (sys.executable, "-m", "gsplice", "forward", LOOPBACK, backend, "--stats")
+    with Terminal(*command) as terminal:
+        address = terminal.expect(r"listening on (\S+),")[1]
+        terminal.expect(r"\r\x1b\[K0 relays, 0\.0 MB/s, 0 % spliced")
+        with dial(address) as client:
+            exchange(client)
+            terminal.expect(r"\r\x1b\[K1 relay, 0\.0 MB/s, 0 % spliced")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.expect(r"\r\x1b\[Kgsplice: 1 connection, 0\.0 MB in \d\.\d s, 0 % spliced\r\n")
+        assert terminal.process.wait(PATIENCE) == 0
+
+
+def test_a_log_line_replaces_the_live_line_on_a_terminal() -> None:
+    target = f"127.0.0.1:{free_port()}"
+    command = (sys.executable, "-m", "gsplice", "forward", LOOPBACK, target, "--stats")
+    with Terminal(*command) as terminal:
+        address = terminal.expect(r"listening on (\S+),")[1]
+        terminal.expect("0 relays")
+        with dial(address) as client:
+            assert receive(client) == b""
+        terminal.expect(r"\r\x1b\[Kgsplice: client \S+: cannot connect to the target: .*\r\n")
+
+
+# What cannot be: one clear line, and exit status 2.
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Return the one line that it says where it does not start."""
+    assert cli.main(["forward", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gsplice: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    return err.removeprefix("gsplice: ").rstrip("\n")
+
+
+BAD_ADDRESSES = {
+    "": "bad address '': expected host:port, [v6]:port or unix:/path",
+    "8080": "bad address '8080': expected",
+    "localhost": "bad address 'localhost': expected",
+    "localhost:": "bad address 'localhost:': expected",
+    "localhost:http": "expected host:port",
+    "localhost:-1": "expected host:port",
+    "localhost:1.5": "expected host:port",
+    "localhost:٣": "expected host:port",
+    "localhost:123456": "expected host:port",
+    "localhost:65536": "the port must be from 1 to 65535",
+    "::1:80": "expected host:port, [v6]:port",
+    "::1": "expected host:port, [v6]:port",
+    "[::1]": "expected host:port, [v6]:port",
+    "[::1:80": "expected host:port, [v6]:port",
+    "[localhost]:80": "expected host:port, [v6]:port",
+    "http://localhost:80": "expected host:port",
+    "local host:80": "expected host:port",
+    "localhost:80\n": "expected host:port",
+    "unix:": "the path is missing",
+}
+
+
+@pytest.mark.parametrize("address", BAD_ADDRESSES)
+def test_a_bad_address_is_one_clear_line(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert BAD_ADDRESSES[address] in refusal(capsys, address, "127.0.0.1:80")
+    assert BAD_ADDRESSES[address] in refusal(capsys, LOOPBACK, address)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (":80", "bad address ':80': the host is missing"),
+        ("127.0.0.1:0", "bad address '127.0.0.1:0': the port must be from 1 to 65535"),
+    ],
+)
+def test_a_target_needs_what_only_a_listener_may_leave_open(
+    target: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, LOOPBACK, target) == message
+
+
+def test_a_bad_address_is_exit_status_2_of_the_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gsplice", "forward", "nonsense", "127.0.0.1:80"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "gsplice: bad address 'nonsense': expected host:port, [v6]:port or unix:/path\n"
+    )
+
+
+def test_a_port_in_use_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        message = refusal(capsys, address, "127.0.0.1:80")
+    assert message == f"cannot listen on {address}: Address already in use"
+
+
+def test_a_host_that_is_not_this_one_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert refusal(capsys, "192.0.2.1:0", "127.0.0.1:80").startswith(
+        "cannot listen on 192.0.2.1:0: "
+    )
+
+
+def test_a_host_that_is_unknown_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "no-such-host.invalid:0", "127.0.0.1:80").startswith(
+        "cannot listen on no-such-host.invalid:0: "
+    )
+
+
+def test_a_unix_socket_that_is_in_use_is_one_clear_line_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.bind(str(path))
+        owner.listen(0)
+        for _ in range(3):  # what asks whether it is in use stays in its backlog, and fills it
+            message = refusal(capsys, f"unix:{path}", "127.0.0.1:80")
+            assert message == f"cannot listen on unix:{path}: Address already in use"
+        assert path.is_socket()
+
+
+def test_a_unix_path_that_is_a_file_is_one_clear_line_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    message = refusal(capsys, f"unix:{path}", "127.0.0.1:80")
+    assert message == f"cannot listen on unix:{path}: Address already in use"
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("no/such/directory", "No such file or directory"), ("x" * 120, "AF_UNIX path too long")],
+)
+def test_a_unix_path_that_cannot_be_bound_is_one_clear_line(
+    path: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"unix:{tmp_path}/{path}"
+    refused = refusal(capsys, address, "127.0.0.1:80")
+    assert refused == f"cannot listen on {address}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--grace", "-1", "--grace must not be negative: -1.0"),
+        ("--grace", "nan", "--grace must not be negative: nan"),
+        ("--idle-timeout", "0", "idle_timeout must be more than 0 seconds, or None: 0.0"),
+        ("--idle-timeout", "-5", "idle_timeout must be more than 0 seconds, or None: -5.0"),
+        ("--max-connections", "0", "max_connections must be at least 1, or None: 0"),
+        ("--moderation", "-1", "moderation must not be negative: -1.0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_one_clear_line(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, LOOPBACK, "127.0.0.1:80", option, value) == message
+
+
+def test_a_bad_mode_in_the_environment_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GSPLICE_MODE", "fast")
+    assert refusal(capsys, LOOPBACK, "127.0.0.1:80") == (
+        "the environment variable GSPLICE_MODE must be 'auto', 'splice' or 'copy', not 'fast'"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["backward"],
+        ["forward"],
+        ["forward", LOOPBACK],
+        ["forward", LOOPBACK, LOOPBACK, LOOPBACK],
+        ["forward", LOOPBACK, "127.0.0.1:80", "--mode", "fast"],
+        ["forward", LOOPBACK, "127.0.0.1:80", "--grace", "soon"],
+        ["forward", LOOPBACK, "127.0.0.1:80", "--max-connections", "1.5"],
+    ],
+)
+def test_what_is_no_command_is_exit_status_2_and_says_how_it_is_used(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: gsplice" in capsys.readouterr().err
+
+
+# What else it says.
+
+
+def test_version_says_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"gsplice {gsplice.__version__}\n"
+
+
+def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    assert re.search(r"forward .*demo ", capsys.readouterr().out, re.DOTALL)
+
+
+def test_forward_does_not_load_the_demo() -> None:
+    program = "import sys, gsplice.cli; sys.exit('gsplice.demo' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, env=ENVIRONMENT, timeout=PATIENCE).returncode == 0

@@ -1,0 +1,615 @@
+"""Promise 2, and bad input: the errors that come, and that nothing is lost or left by them."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import io
+import os
+import resource
+import socket as standard_socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent import get_hub, socket
+from gevent.exceptions import InvalidThreadUseError
+from peers import (
+    MODES,
+    Line,
+    MakeLine,
+    Pairs,
+    Spawn,
+    connected,
+    error_of,
+    pattern,
+    peeked,
+    plain_loop,
+    poll,
+    receive,
+    reset,
+    run_alone,
+    send_and_end,
+    wait_until,
+    waits_to_read,
+)
+
+import gsplice
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "copy": gsplice.copy,
+    "relay": gsplice.relay,
+    "Transfer": gsplice.Transfer,
+    "Relay": gsplice.Relay,
+}
+each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+one_way = pytest.mark.parametrize(
+    "call", [gsplice.copy, gsplice.Transfer], ids=["copy", "Transfer"]
+)
+
+
+# Arguments.
+
+
+@each_call
+@pytest.mark.parametrize("mode", ["fast", "", None, 1, "Auto"])
+def test_bad_mode(line: MakeLine, call: Callable[..., Any], mode: Any) -> None:
+    _, a, b, _ = line()
+    with pytest.raises(ValueError, match=r"mode must be 'auto', 'splice' or 'copy', not "):
+        call(a, b, mode=mode)
+
+
+@each_call
+def test_bad_mode_in_the_environment(
+    line: MakeLine, call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GSPLICE_MODE", "fast")
+    _, a, b, _ = line()
+    with pytest.raises(ValueError, match=r"GSPLICE_MODE must be .* not 'fast'"):
+        call(a, b)
+
+
+@one_way
+@pytest.mark.parametrize(
+    ("count", "error", "message"),
+    [
+        (-1, ValueError, "count must not be negative: -1"),
+        (1.0, TypeError, "count must be an int or None, not 1.0"),
+        ("3", TypeError, "count must be an int or None, not '3'"),
+        (b"3", TypeError, "count must be an int or None, not b'3'"),
+    ],
+)
+def test_bad_count(
+    line: MakeLine, call: Callable[..., Any], count: Any, error: type[Exception], message: str
+) -> None:
+    client, source, sink, _ = line()
+    client.sendall(b"hello")
+    with pytest.raises(error, match=message):
+        call(source, sink, count)
+    assert receive(source, 5) == b"hello"
+
+
+@pytest.mark.parametrize("call", [gsplice.relay, gsplice.Relay, gsplice.Transfer])
+@pytest.mark.parametrize(
+    ("idle_timeout", "error"), [(0, ValueError), (-1, ValueError), ("1", TypeError)]
+)
+def test_bad_idle_timeout(
+    line: MakeLine, call: Callable[..., Any], idle_timeout: Any, error: type[Exception]
+) -> None:
+    _, a, b, _ = line()
+    with pytest.raises(error, match="idle_timeout must be"):
+        call(a, b, idle_timeout=idle_timeout)
+
+
+@each_call
+@pytest.mark.parametrize(("moderation", "error"), [(-1, ValueError), ("1", TypeError)])
+def test_bad_moderation(
+    line: MakeLine, call: Callable[..., Any], moderation: Any, error: type[Exception]
+) -> None:
+    _, a, b, _ = line()
+    with pytest.raises(error, match="moderation must"):
+        call(a, b, moderation=moderation)
+
+
+# Things that are no source or no sink. Each entry makes one, and says how it is refused.
+
+
+def unmanaged(pairs: Pairs) -> Iterator[Any]:
+    near, far = standard_socket.socketpair()
+    with near, far:
+        yield near
+
+
+def reader_of_unmanaged(pairs: Pairs) -> Iterator[Any]:
+    near, far = standard_socket.socketpair()
+    with near, far, near.makefile("rwb", buffering=0) as raw:
+        yield raw
+
+
+def lowest_socket(pairs: Pairs) -> Iterator[Any]:
+    sock = _socket.socket()
+    yield sock
+    sock.close()
+
+
+def of_type(family: int, kind: int) -> Callable[[Pairs], Iterator[Any]]:
+    def make(pairs: Pairs) -> Iterator[Any]:
+        with socket.socket(family, kind) as sock:
+            yield sock
+
+    return make
+
+
+def non_blocking(pairs: Pairs) -> Iterator[Any]:
+    sock, _ = pairs()
+    sock.setblocking(False)
+    yield sock
+
+
+def closed(pairs: Pairs) -> Iterator[Any]:
+    sock, _ = pairs()
+    sock.close()
+    yield sock
+
+
+def closed_tls(pairs: Pairs) -> Iterator[Any]:
+    sock, _ = pairs("tls")
+    sock.close()
+    yield sock
+
+
+def detached(pairs: Pairs) -> Iterator[Any]:
+    sock, _ = pairs()
+    fd = sock.detach()
+    yield sock
+    os.close(fd)
+
+
+def text_file(pairs: Pairs) -> Iterator[Any]:
+    with open(os.devnull, "r+") as file:
+        yield file
+
+
+def text(pairs: Pairs) -> Iterator[Any]:
+    yield io.StringIO("text")
+
+
+def closed_file(pairs: Pairs) -> Iterator[Any]:
+    with open(__file__, "rb") as file:
+        pass
+    yield file
+
+
+def closed_reader(pairs: Pairs) -> Iterator[Any]:
+    file = pairs()[0].makefile("rb")
+    file.close()
+    yield file
+
+
+def closed_writer(pairs: Pairs) -> Iterator[Any]:
+    file = pairs()[0].makefile("wb")
+    file.close()
+    yield file
+
+
+def thing(value: Any) -> Callable[[Pairs], Iterator[Any]]:
+    def make(pairs: Pairs) -> Iterator[Any]:
+        yield value
+
+    return make
+
+
+def readable_only(pairs: Pairs) -> Iterator[Any]:
+    with open(__file__, "rb") as file:
+        yield file
+
+
+def reader(pairs: Pairs) -> Iterator[Any]:
+    with pairs()[0].makefile("rb") as file:
+        yield file
+
+
+def raw_reader(pairs: Pairs) -> Iterator[Any]:
+    with pairs()[0].makefile("rb", buffering=0) as file:
+        yield file
+
+
+def writable_only(pairs: Pairs) -> Iterator[Any]:
+    with open(os.devnull, "wb") as file:
+        yield file
+
+
+def writer(pairs: Pairs) -> Iterator[Any]:
+    with pairs()[0].makefile("wb") as file:
+        yield file
+
+
+def raw_writer(pairs: Pairs) -> Iterator[Any]:
+    with pairs()[0].makefile("wb", buffering=0) as file:
+        yield file
+
+
+SEQPACKET = of_type(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+NO_ENDS: dict[str, tuple[Callable[[Pairs], Iterator[Any]], type[BaseException], str]] = {
+    "socket gevent does not manage": (unmanaged, TypeError, r"gevent\.socket.*patch_all"),
+    "stream on such a socket": (reader_of_unmanaged, TypeError, r"gevent\.socket.*patch_all"),
+    "_socket.socket": (lowest_socket, TypeError, r"gevent\.socket.*patch_all"),
+    "UDP socket": (of_type(socket.AF_INET, socket.SOCK_DGRAM), TypeError, "SOCK_STREAM"),
+    "UDP6 socket": (of_type(socket.AF_INET6, socket.SOCK_DGRAM), TypeError, "SOCK_STREAM"),
+    "unix datagram socket": (of_type(socket.AF_UNIX, socket.SOCK_DGRAM), TypeError, "SOCK_STREAM"),
+    "seqpacket socket": (SEQPACKET, TypeError, "SOCK_STREAM"),
+    "non-blocking socket": (non_blocking, ValueError, r"settimeout\(None\)"),
+    "closed socket": (closed, OSError, "Bad file descriptor"),
+    "closed TLS socket": (closed_tls, OSError, "Bad file descriptor"),
+    "detached socket": (detached, OSError, "Bad file descriptor"),
+    "text file": (text_file, TypeError, "binary mode"),
+    "text": (text, TypeError, "binary mode"),
+    "closed file": (closed_file, ValueError, "closed file"),
+    "object": (thing(object()), TypeError, "'object' object is no "),
+    "None": (thing(None), TypeError, "'NoneType' object is no "),
+    "int": (thing(5), TypeError, "'int' object is no "),
+    "bytes": (thing(b"bytes"), TypeError, "'bytes' object is no "),
+    "str": (thing("str"), TypeError, "'str' object is no "),
+}
+NO_SOURCES = {
+    **NO_ENDS,
+    "closed reader": (closed_reader, ValueError, "closed"),
+    "file opened to be written": (writable_only, TypeError, "no source"),
+    "writer": (writer, TypeError, "no source"),
+    "raw writer": (raw_writer, TypeError, "no source"),
+}
+NO_SINKS = {
+    **NO_ENDS,
+    "closed writer": (closed_writer, ValueError, "closed"),
+    "file opened to be read": (readable_only, TypeError, "no sink"),
+    "reader": (reader, TypeError, "no sink"),
+    "raw reader": (raw_reader, TypeError, "no sink"),
+}
+
+
+@pytest.fixture
+def refused(request: pytest.FixtureRequest, pairs: Pairs) -> Iterator[tuple[Any, Any, str]]:
+    """Make what is to be refused, and say how."""
+    make, error, message = request.param
+    made = make(pairs)
+    yield next(made), error, message
+    for _ in made:
+        pass
+
+
+@pytest.mark.parametrize("refused", NO_SOURCES.values(), ids=NO_SOURCES, indirect=True)
+@one_way
+def test_no_source(
+    line: MakeLine, call: Callable[..., Any], refused: tuple[Any, type[BaseException], str]
+) -> None:
+    bad, error, message = refused
+    _, _, sink, backend = line()
+    with pytest.raises(error, match=message) as caught:
+        call(bad, sink)
+    if error is OSError:
+        assert caught.value.errno == errno.EBADF
+    assert not gsplice.can_splice(bad, sink)
+    sink.sendall(b"still usable")
+    assert receive(backend, 12) == b"still usable"
+
+
+@pytest.mark.parametrize("refused", NO_SINKS.values(), ids=NO_SINKS, indirect=True)
+@pytest.mark.parametrize("source_is", ["socket", "reader", "file", "object"])
+@one_way
+def test_no_sink_takes_nothing_from_the_source(
+    line: MakeLine,
+    tmp_path: Path,
+    call: Callable[..., Any],
+    source_is: str,
+    refused: tuple[Any, type[BaseException], str],
+) -> None:
+    bad, error, message = refused
+    client, sock, _, _ = line()
+    client.sendall(b"hello")
+    (tmp_path / "file").write_bytes(b"hello")
+    with sock.makefile("rb") as reader, open(tmp_path / "file", "rb") as file:
+        sources = {"socket": sock, "reader": reader, "file": file, "object": io.BytesIO(b"hello")}
+        source = sources[source_is]
+        with pytest.raises(error, match=message):
+            call(source, bad)
+        assert not gsplice.can_splice(source, bad)
+        assert (source.recv if source is sock else source.read)(5) == b"hello"
+
+
+@pytest.mark.parametrize("refused", NO_ENDS.values(), ids=NO_ENDS, indirect=True)
+@pytest.mark.parametrize("call", [gsplice.relay, gsplice.Relay], ids=["relay", "Relay"])
+@pytest.mark.parametrize("swapped", [False, True], ids=["first", "second"])
+def test_no_end_of_a_relay_leaves_the_other_as_it_was(
+    line: MakeLine,
+    call: Callable[..., Any],
+    refused: tuple[Any, type[BaseException], str],
+    swapped: bool,
+) -> None:
+    bad, error, message = refused
+    client, good, _, _ = line()
+    good.settimeout(9)
+    client.sendall(b"hello")
+    with pytest.raises(error, match=message):
+        call(*((good, bad) if swapped else (bad, good)))
+    assert good.gettimeout() == 9
+    assert receive(good, 5) == b"hello"
+    assert not waits_to_read(good)
+
+
+def test_source_that_gives_text(line: MakeLine) -> None:
+    class Texts:
+        def read(self, size: int) -> str:
+            return "text"
+
+    _, _, sink, backend = line()
+    with pytest.raises(TypeError, match="binary mode"):
+        gsplice.copy(Texts(), sink)
+    assert peeked(backend) == b""
+
+
+def test_raw_stream_in_non_blocking_mode_that_has_nothing(line: MakeLine) -> None:
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    _, _, sink, _ = line()
+    with (
+        open(write_fd, "wb"),
+        open(read_fd, "rb", buffering=0) as source,
+        pytest.raises(BlockingIOError, match="non-blocking"),
+    ):
+        gsplice.copy(source, sink)
+
+
+def test_raw_stream_in_non_blocking_mode_that_takes_nothing(line: MakeLine, spawn: Spawn) -> None:
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    client, source, _, _ = line()
+    data = pattern(500_000)
+    sender = spawn(client.sendall, data)
+    with open(read_fd, "rb") as reader, open(write_fd, "wb", buffering=0) as sink:
+        transfer = gsplice.Transfer(source, sink).start()
+        with pytest.raises(BlockingIOError, match="non-blocking"):
+            transfer.get()
+        arrived = reader.read(transfer.moved)
+    rest = receive(source, len(data) - transfer.moved - len(transfer.undelivered))
+    sender.get()
+    assert arrived + transfer.undelivered + rest == data
+
+
+def use_socket_of_another_thread() -> None:
+    """Give a socket of this thread's hub to another one's (see the test below)."""
+    sockets = (*connected(), *connected())
+    errors: list[Any] = []
+
+    def elsewhere() -> None:
+        errors.append(error_of(gsplice.copy, sockets[1], sockets[2]))
+        errors.append(error_of(gsplice.relay, sockets[1], sockets[2]))
+        get_hub().destroy(destroy_loop=True)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    for sock in sockets:
+        sock.close()
+    for error in errors:
+        assert isinstance(error, InvalidThreadUseError), error
+        assert "thread" in str(error)
+    assert len(errors) == 2
+
+
+def test_socket_of_another_threads_hub() -> None:
+    run_alone(use_socket_of_another_thread)
+
+
+# What goes wrong on the way is what a loop of recv and sendall would have raised. Each scenario
+# brings its line to where the error is certain, before or while *move* is at work.
+
+
+def source_was_reset(ends: Line, spawn: Spawn) -> None:
+    reset(ends.client)
+    wait_until(lambda: poll(ends.source) & 0x8)  # POLLERR
+
+
+def source_is_reset_while_idle(ends: Line, spawn: Spawn) -> None:
+    def strike() -> None:
+        wait_until(lambda: waits_to_read(ends.source))
+        reset(ends.client)
+
+    spawn(strike)
+
+
+def source_is_reset_after_bytes(ends: Line, spawn: Spawn) -> None:
+    def strike() -> None:
+        ends.client.sendall(pattern(300_000))
+        receive(ends.backend, 300_000)
+        reset(ends.client)
+
+    spawn(strike)
+
+
+def sink_was_reset(ends: Line, spawn: Spawn) -> None:
+    ends.client.sendall(b"hello")
+    reset(ends.backend)
+    wait_until(lambda: poll(ends.sink) & 0x8)
+
+
+def sink_was_reset_before_a_stream(ends: Line, spawn: Spawn) -> None:
+    spawn(error_of, ends.client.sendall, pattern(1_000_000))
+    reset(ends.backend)
+    wait_until(lambda: poll(ends.sink) & 0x8)
+
+
+def sink_was_shut_down(ends: Line, spawn: Spawn) -> None:
+    ends.client.sendall(b"hello")
+    ends.sink.shutdown(socket.SHUT_WR)
+
+
+def sink_was_shut_down_before_a_stream(ends: Line, spawn: Spawn) -> None:
+    spawn(error_of, ends.client.sendall, pattern(1_000_000))
+    ends.sink.shutdown(socket.SHUT_WR)
+
+
+def source_was_shut_down(ends: Line, spawn: Spawn) -> None:
+    ends.source.shutdown(socket.SHUT_RD)
+
+
+SCENARIOS = {
+    function.__name__.replace("_", " "): function
+    for function in (
+        source_was_reset,
+        source_is_reset_while_idle,
+        source_is_reset_after_bytes,
+        sink_was_reset,
+        sink_was_reset_before_a_stream,
+        sink_was_shut_down,
+        sink_was_shut_down_before_a_stream,
+        source_was_shut_down,
+    )
+}
+
+
+def described(error: BaseException | None) -> tuple[Any, ...]:
+    """Return what a caller can tell about *error*."""
+    return (type(error), getattr(error, "errno", None), str(error))
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp6"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_same_error_as_from_a_plain_loop(
+    line: MakeLine, spawn: Spawn, name: str, mode: str, kind: str
+) -> None:
+    found = []
+    for move in (plain_loop, lambda *ends: gsplice.copy(*ends, mode=mode)):
+        ends = line(kind)
+        SCENARIOS[name](ends, spawn)
+        found.append(described(error_of(move, ends.source, ends.sink)))
+    assert found[0] == found[1]
+    if "source was shut" not in name:
+        assert issubclass(found[1][0], ConnectionError)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_error_as_from_a_plain_loop_where_a_unix_peer_is_gone(
+    line: MakeLine, spawn: Spawn, mode: str
+) -> None:
+    for strike in ("backend closes", "client closes with bytes unread"):
+        found = []
+        for move in (plain_loop, lambda *ends: gsplice.copy(*ends, mode=mode)):
+            ends = line("unix")
+            if strike == "backend closes":
+                ends.client.sendall(b"hello")
+                ends.backend.close()
+            else:
+                ends.source.sendall(b"unread")
+                ends.client.close()
+            found.append(described(error_of(move, ends.source, ends.sink)))
+        assert found[0] == found[1]
+        assert issubclass(found[1][0], ConnectionError)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("which", ["source", "sink"])
+def test_same_error_as_from_a_plain_loop_for_a_socket_that_is_not_connected(
+    line: MakeLine, spawn: Spawn, which: str, mode: str
+) -> None:
+    found = []
+    for move in (plain_loop, lambda *ends: gsplice.copy(*ends, mode=mode)):
+        client, source, sink, _ = line()
+        client.sendall(b"hello")
+        with socket.socket() as lonely:
+            ends = (lonely, sink) if which == "source" else (source, lonely)
+            found.append(described(error_of(move, *ends)))
+    assert found[0] == found[1]
+    assert found[1][0] is not type(None)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if "source was shut" not in name])
+def test_error_in_one_direction_ends_a_relay_and_is_raised(
+    line: MakeLine, spawn: Spawn, name: str, mode: str
+) -> None:
+    ends = line()
+    SCENARIOS[name](ends, spawn)
+    error = error_of(gsplice.relay, ends.source, ends.sink, mode=mode)
+    assert isinstance(error, ConnectionError)
+    assert ends.source.fileno() >= 0
+    assert ends.sink.fileno() >= 0
+    assert gsplice.stats().active == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [5, 300_000])
+def test_what_a_broken_sink_has_not_accepted_is_kept(
+    line: MakeLine, spawn: Spawn, mode: str, size: int
+) -> None:
+    ends = line()
+    data = pattern(size)
+    sender = spawn(send_and_end, ends.client, data)
+    ends.sink.shutdown(socket.SHUT_WR)
+    transfer = gsplice.Transfer(ends.source, ends.sink, mode=mode).start()
+    with pytest.raises(BrokenPipeError):
+        transfer.get()
+    assert transfer.moved == 0
+    assert transfer.undelivered
+    assert transfer.undelivered + receive(ends.source) == data
+    sender.get()
+
+
+@pytest.fixture
+def largest_file() -> Iterator[int]:
+    """Let no file grow over this many bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield 100_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_file_that_may_not_grow_keeps_what_it_got(
+    line: MakeLine, spawn: Spawn, tmp_path: Path, largest_file: int, mode: str
+) -> None:
+    client, source, _, _ = line()
+    data = pattern(400_000)
+    sender = spawn(send_and_end, client, data)
+    with open(tmp_path / "file", "wb") as file:
+        transfer = gsplice.Transfer(source, file, mode=mode).start()
+        with pytest.raises(OSError, match="File too large") as caught:
+            transfer.get()
+        assert caught.value.errno == errno.EFBIG
+        assert file.tell() == transfer.moved == largest_file
+    arrived = (tmp_path / "file").read_bytes()
+    assert arrived + transfer.undelivered + receive(source) == data
+    sender.get()
+
+
+def test_error_of_an_objects_own_method_comes_out_as_it_is(line: MakeLine) -> None:
+    class Failing:
+        def read(self, size: int) -> bytes:
+            raise LookupError("my own")
+
+        def write(self, data: Any) -> int:
+            raise LookupError("my own")
+
+    client, source, sink, _ = line()
+    with pytest.raises(LookupError, match="my own"):
+        gsplice.copy(Failing(), sink)
+    client.sendall(b"hello")
+    transfer = gsplice.Transfer(source, Failing()).start()
+    with pytest.raises(LookupError, match="my own"):
+        transfer.get()
+    assert (transfer.moved, transfer.undelivered) == (0, b"hello")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_error_keeps_no_socket_open(pairs: Pairs, mode: str) -> None:
+    client, source = pairs()
+    sink, _ = pairs()
+    reset(client)
+    errors = [error_of(gsplice.copy, source, sink, mode=mode)]
+    fd = source.fileno()
+    source.close()
+    assert errors[0] is not None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)

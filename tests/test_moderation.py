@@ -1,0 +1,198 @@
+"""Promise 6, the exception: a stream of small writes is received many writes at a time.
+
+The mark is the kernel's own ``SO_RCVLOWAT``, which a test can read from the source at any moment.
+"""
+
+from __future__ import annotations
+
+import time
+
+import gevent
+import pytest
+from gevent import socket
+from peers import Line, MakeLine, Pairs, Spawn, pattern, receive, send_and_end, wait_until
+
+import gsplice
+from gsplice import _gevent
+
+WRITE = 512
+#: Seconds, generous, so that what waits for the bound can be told from what does not.
+LONG_BOUND = 0.5
+#: Seconds that a busy machine may take for what should take no time.
+SLACK = 0.25
+
+
+def mark(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
+class Stream:
+    """One small write after the other, each in a pass of the hub of its own."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.sent = bytearray()
+
+    def write(self, times: int = 1) -> None:
+        for _ in range(times):
+            piece = pattern(WRITE, len(self.sent) // WRITE)
+            self.line.client.sendall(piece)
+            self.sent += piece
+            _gevent.let_loop_pass()
+
+    def write_until_moderated(self, own_mark: int = 1) -> None:
+        for _ in range(5000):
+            self.write()
+            if mark(self.line.source) > own_mark:
+                return
+        pytest.fail("a stream of 5,000 small writes was not moderated")
+
+
+@pytest.fixture
+def stream(line: MakeLine) -> Stream:
+    return Stream(line())
+
+
+def test_a_stream_of_small_writes_is_moderated_and_arrives_whole(
+    stream: Stream, spawn: Spawn
+) -> None:
+    received = spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    stream.write_until_moderated()
+    stream.write(2000)
+    stream.line.client.shutdown(socket.SHUT_WR)
+    assert transfer.get(timeout=5) == len(stream.sent)
+    stream.line.sink.shutdown(socket.SHUT_WR)
+    assert received.get() == stream.sent
+
+
+def test_what_is_below_the_mark_arrives_within_the_bound(stream: Stream) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=0.02).start()
+    stream.write_until_moderated()
+    stream.write()
+    began = time.monotonic()
+    assert receive(stream.line.backend, len(stream.sent)) == stream.sent
+    assert time.monotonic() - began < 0.02 + SLACK
+    transfer.stop()
+
+
+def test_a_pause_ends_it_so_that_the_message_after_it_is_not_delayed(stream: Stream) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
+    stream.write_until_moderated()
+    wait_until(lambda: mark(stream.line.source) == 1)
+    receive(stream.line.backend, len(stream.sent))
+    began = time.monotonic()
+    stream.line.client.sendall(b"alone")
+    assert receive(stream.line.backend, 5) == b"alone"
+    assert time.monotonic() - began < SLACK
+    transfer.stop()
+
+
+def test_the_end_of_file_is_not_delayed(stream: Stream) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
+    stream.write_until_moderated()
+    began = time.monotonic()
+    send_and_end(stream.line.client, b"the last")
+    assert transfer.get(timeout=5) == len(stream.sent) + len(b"the last")
+    assert time.monotonic() - began < SLACK
+
+
+def test_an_exchange_of_requests_and_responses_is_never_moderated(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, source, sink, backend = line()
+    spawn(gsplice.copy, backend, backend)
+    relay = gsplice.Relay(source, sink, moderation=LONG_BOUND).start()
+    for number in range(2000):
+        client.sendall(request := pattern(64, number))
+        assert receive(client, 64) == request
+        assert mark(source) == mark(sink) == 1
+    relay.stop()
+
+
+def test_two_copies_that_serve_one_exchange_are_never_moderated(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, source, sink, backend = line()
+    spawn(gsplice.copy, backend, backend)
+    up = gsplice.Transfer(source, sink, moderation=LONG_BOUND).start()
+    down = gsplice.Transfer(sink, source, moderation=LONG_BOUND).start()
+    for number in range(2000):
+        client.sendall(request := pattern(64, number))
+        assert receive(client, 64) == request
+        assert mark(source) == mark(sink) == 1
+    up.stop()
+    down.stop()
+
+
+def test_slow_messages_are_never_moderated(stream: Stream) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
+    for _ in range(200):
+        stream.write()
+        receive(stream.line.backend, WRITE)
+        gevent.sleep(0.001)  # the pause is what is tested
+        assert mark(stream.line.source) == 1
+    transfer.stop()
+
+
+@pytest.mark.parametrize("own_mark", [1, 700])
+def test_the_mark_of_the_user_is_back_when_a_transfer_is_stopped(
+    stream: Stream, own_mark: int
+) -> None:
+    stream.line.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, own_mark)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
+    stream.write_until_moderated(own_mark)
+    transfer.stop()
+    assert mark(stream.line.source) == own_mark
+    delivered = receive(stream.line.backend, transfer.moved) + transfer.undelivered
+    assert stream.sent.startswith(delivered)
+
+
+def test_zero_turns_it_off(stream: Stream, spawn: Spawn) -> None:
+    spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=0).start()
+    for _ in range(500):
+        stream.write()
+        assert mark(stream.line.source) == 1
+    transfer.stop()
+
+
+def test_a_limit_is_reached_without_waiting_for_the_bound(stream: Stream, spawn: Spawn) -> None:
+    count = 400 * WRITE
+    spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(
+        stream.line.source, stream.line.sink, count, moderation=LONG_BOUND
+    ).start()
+    began = time.monotonic()
+    stream.write(400)
+    assert transfer.get(timeout=5) == count
+    assert time.monotonic() - began < LONG_BOUND + SLACK
+
+
+def test_a_moderated_source_whose_sink_is_stalled_costs_no_wake_ups(stream: Stream) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    stream.write_until_moderated()
+    stalled = transfer.moved
+    while True:  # the backend does not read: at last nothing moves
+        stream.line.client.setblocking(False)
+        try:
+            stream.line.client.send(pattern(1 << 16))
+        except BlockingIOError:
+            if transfer.moved == stalled:
+                break
+        stalled = transfer.moved
+        gevent.sleep(0.01)
+    used = time.process_time()
+    gevent.sleep(0.2)  # what it costs to wait is what is tested
+    assert time.process_time() - used < 0.05
+    transfer.stop()
+
+
+def test_unix_sockets_have_no_mark_and_pass_as_they_come(pairs: Pairs) -> None:
+    client, source = pairs("unix")
+    sink, backend = pairs("unix")
+    transfer = gsplice.Transfer(source, sink).start()
+    for number in range(500):
+        client.sendall(message := pattern(WRITE, number))
+        assert receive(backend, WRITE) == message
+    transfer.stop()

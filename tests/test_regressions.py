@@ -1,0 +1,216 @@
+"""Faults that were found and mended, each in the words of what went wrong."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from peers import (
+    MakeLine,
+    Pairs,
+    connected,
+    pattern,
+    receive,
+    reset,
+    run_alone,
+    send_and_end,
+    wait_until,
+)
+
+import gsplice
+from gsplice import _kernel
+from gsplice._pump import Pump
+
+
+class Interrupted(Exception):
+    """What a signal handler raises, between a system call and what is done with its result."""
+
+
+def test_an_exception_right_after_the_splice_in_leaves_no_bytes_for_another_transfer(
+    line: MakeLine, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, source, sink, _ = line()
+    splice = _kernel.splice
+
+    def interrupted(*args: Any) -> int:
+        splice(*args)
+        raise Interrupted
+
+    client.sendall(b"secret of one")
+    with monkeypatch.context() as patch:
+        patch.setattr(_kernel, "splice", interrupted)
+        transfer = gsplice.Transfer(source, sink, mode="splice").start()
+        with pytest.raises(Interrupted):
+            transfer.get(timeout=5)
+    assert (transfer.moved, transfer.undelivered) == (0, b"secret of one")
+    other_client, other_source, other_sink, other_backend = line()
+    send_and_end(other_client, b"of the other")
+    assert gsplice.copy(other_source, other_sink, mode="splice") == 12
+    assert receive(other_backend, 12) == b"of the other"
+
+
+def test_an_exception_right_after_the_splice_out_counts_what_the_sink_has_got(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, source, sink, backend = line()
+    splice, calls = _kernel.splice, []
+
+    def interrupted(*args: Any) -> int:
+        moved = splice(*args)
+        calls.append(moved)
+        if len(calls) == 2:
+            raise Interrupted
+        return moved
+
+    client.sendall(b"delivered")
+    monkeypatch.setattr(_kernel, "splice", interrupted)
+    transfer = gsplice.Transfer(source, sink, mode="splice").start()
+    with pytest.raises(Interrupted):
+        transfer.get(timeout=5)
+    assert receive(backend, 9) == b"delivered"
+    assert (transfer.moved, transfer.spliced, transfer.undelivered) == (9, 9, b"")
+
+
+class TimesOut:
+    """An end whose methods have a `gevent.Timeout` of their own."""
+
+    def recv(self, limit: int) -> bytes:
+        raise gevent.Timeout(1)
+
+    def sendall(self, data: bytes) -> None:
+        raise AssertionError("nothing is sent here")
+
+
+def test_a_direction_that_ends_with_a_base_exception_ends_the_relay(pairs: Pairs) -> None:
+    _, b = pairs()
+    with pytest.raises(gevent.Timeout), gevent.Timeout(5, AssertionError("it hangs")):
+        gsplice.relay(TimesOut(), b)
+
+
+def test_a_sink_that_stops_its_own_transfer_is_given_nothing_more(pairs: Pairs) -> None:
+    client, source = pairs()
+    taken = []
+
+    class Sink:
+        def write(self, data: bytes) -> None:
+            taken.append(bytes(data))
+            transfer.stop()
+
+    send_and_end(client, pattern(300_000))
+    transfer = gsplice.Transfer(source, Sink()).start()
+    with pytest.raises(gsplice.TransferStopped):
+        transfer.get(timeout=5)
+    gevent.idle()
+    left = receive(source)
+    assert b"".join(taken) + transfer.undelivered[transfer.moved :] + left == pattern(300_000)
+    assert len(taken) == 1
+
+
+def read_often(line: MakeLine) -> None:
+    client, source, sink, backend = line()
+    transfer = gsplice.Transfer(source, sink).start()
+    for number in range(100):
+        client.sendall(message := pattern(100, number))
+        assert receive(backend, 100) == message
+    client.shutdown(socket.SHUT_WR)
+    transfer.get(timeout=5)
+
+
+def failed_relay(line: MakeLine) -> None:
+    client, source, sink, _ = line()
+    reset(client)
+    with pytest.raises(ConnectionResetError):
+        gsplice.relay(source, sink)
+
+
+def failed_copy(line: MakeLine) -> None:
+    client, source, sink, _ = line()
+    reset(client)
+    with pytest.raises(ConnectionResetError):
+        gsplice.copy(source, sink)
+
+
+def transfers() -> int:
+    kinds = (gsplice.Transfer, gsplice.Relay, Pump)
+    return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("use", [read_often, failed_relay, failed_copy])
+def test_a_transfer_that_is_over_goes_without_the_garbage_collector(
+    line: MakeLine, use: Callable[[MakeLine], None]
+) -> None:
+    gc.collect()
+    before = transfers()
+    gc.disable()
+    try:
+        use(line)
+        # In the next passes gevent is done with waking us, and lets go of what woke us.
+        wait_until(lambda: transfers() <= before)
+    finally:
+        gc.enable()
+
+
+def test_the_figures_can_be_asked_for_in_a_signal_handler(line: MakeLine) -> None:
+    _, source, sink, _ = line()
+    seen: list[gsplice.Stats] = []
+    previous = signal.signal(signal.SIGALRM, lambda *_: seen.append(gsplice.stats()))
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        for _ in range(200):
+            gsplice.Transfer(source, sink).start().stop()
+        wait_until(lambda: seen)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_recv_into_that_has_nothing_yet_is_not_taken_for_zeros(pairs: Pairs) -> None:
+    class NotYet:
+        def recv_into(self, buffer: bytearray) -> None:
+            return None
+
+    _, sink = pairs()
+    with pytest.raises(BlockingIOError, match="non-blocking"):
+        gsplice.copy(NotYet(), sink)
+
+
+def test_get_nowait_says_whether_it_has_ended(line: MakeLine) -> None:
+    client, source, sink, _ = line()
+    transfer = gsplice.Transfer(source, sink).start()
+    with pytest.raises(gevent.Timeout):
+        transfer.get_nowait()
+    send_and_end(client, b"all")
+    wait_until(transfer.ready)
+    assert transfer.get_nowait() == 3
+
+
+def test_an_idle_timeout_without_end_is_none(line: MakeLine) -> None:
+    _, source, sink, _ = line()
+    gsplice.Relay(source, sink, idle_timeout=float("inf")).start().stop()
+
+
+def fails_without_fds() -> None:
+    """End a transfer with an error while no fd is left (for the test below)."""
+    client, source = connected()
+    sink, backend = connected()
+    transfer = gsplice.Transfer(source, sink).start()
+    reset(client)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, most))
+    gevent.sleep(0.05)  # not wait_until, which says what is wrong with the help of files
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    assert isinstance(transfer.exception, ConnectionResetError)
+    for sock in (source, sink, backend):
+        sock.close()
+
+
+def test_the_first_error_is_told_where_no_fd_is_left() -> None:
+    run_alone(fails_without_fds)

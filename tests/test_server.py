@@ -1,0 +1,441 @@
+"""`gsplice.server.ForwardServer`, in the process of the test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+from peers import (
+    MODES,
+    echoed,
+    exchange,
+    fill,
+    is_readable,
+    pattern,
+    receive,
+    reset,
+    send_back,
+    wait_until,
+)
+
+from gsplice.server import ForwardServer
+
+LOOPBACK = ("127.0.0.1", 0)
+
+
+@pytest.fixture
+def keep() -> Iterator[Callable[[socket.socket], socket.socket]]:
+    """Keep sockets until all servers have been stopped, then close them."""
+    kept: list[socket.socket] = []
+
+    def keep_one(sock: socket.socket) -> socket.socket:
+        kept.append(sock)
+        return sock
+
+    yield keep_one
+    for sock in kept:
+        sock.close()
+
+
+@pytest.fixture
+def listen(keep: Any) -> Callable[..., socket.socket]:
+    """Listen at an address, or the path of a unix socket."""
+
+    def bind(address: Any = LOOPBACK, backlog: int = 8) -> socket.socket:
+        listener = keep(socket.socket(family_of(address)))
+        listener.bind(address)
+        listener.listen(backlog)
+        return listener
+
+    return bind
+
+
+def family_of(address: Any) -> socket.AddressFamily:
+    return socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+
+
+@pytest.fixture
+def serve(keep: Any) -> Iterator[Callable[..., Any]]:
+    """Start servers; at the end all are stopped, with what they serve."""
+    started: list[StreamServer] = []
+
+    def start(server: StreamServer) -> StreamServer:
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop(0)
+
+
+@pytest.fixture
+def forward(serve: Callable[..., Any]) -> Callable[..., ForwardServer]:
+    """Start a forwarder to a target."""
+
+    def start(target: Any, **options: Any) -> ForwardServer:
+        return serve(ForwardServer(LOOPBACK, target, **options))
+
+    return start
+
+
+@pytest.fixture
+def echo(serve: Callable[..., Any]) -> StreamServer:
+    """Run a backend that sends back what it gets, until the end of file."""
+    return serve(StreamServer(LOOPBACK, send_back))
+
+
+@pytest.fixture
+def dial() -> Iterator[Callable[[StreamServer], socket.socket]]:
+    """Connect to servers; all connections are closed at the end."""
+    made: list[socket.socket] = []
+
+    def connect(server: StreamServer) -> socket.socket:
+        made.append(socket.create_connection(server.address[:2], timeout=10))
+        return made[-1]
+
+    yield connect
+    for sock in made:
+        sock.close()
+
+
+def test_it_is_a_gevent_stream_server() -> None:
+    assert issubclass(ForwardServer, StreamServer)
+
+
+# Where to.
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_forwards_to_a_host_and_port(
+    mode: str, forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    client = dial(forward(("127.0.0.1", echo.server_port), mode=mode))
+    data = pattern(3_000_000)
+    assert echoed(client, data) == data
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_forwards_to_the_path_of_a_unix_socket(
+    kind: Any, forward: Any, serve: Any, dial: Any, listen: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "backend"
+    serve(StreamServer(listen(str(path)), send_back))
+    assert echoed(dial(forward(kind(path))), pattern(300_000)) == pattern(300_000)
+
+
+def test_forwards_to_what_a_callable_returns_for_the_clients_address(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    asked = []
+
+    def target(address: Any) -> socket.socket:
+        asked.append(address)
+        return socket.create_connection(echo.address)
+
+    client = dial(forward(target))
+    assert echoed(client, b"question") == b"question"
+    assert asked == [client.getsockname()]
+
+
+def test_accepts_on_a_socket_that_listens_already(
+    serve: Any, echo: StreamServer, dial: Any, listen: Any
+) -> None:
+    server = serve(ForwardServer(listen(), echo.address))
+    assert echoed(dial(server), b"hello") == b"hello"
+    assert server.accepted == 1
+
+
+def test_forwards_from_ipv6(serve: Any, echo: StreamServer, dial: Any) -> None:
+    client = dial(serve(ForwardServer(("::1", 0), echo.address)))
+    assert client.family == socket.AF_INET6
+    assert echoed(client, b"hello") == b"hello"
+
+
+# Connections come and go.
+
+
+def test_hundreds_of_connections_at_once_get_each_its_own_bytes(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, backlog=256)
+    clients = [dial(server) for _ in range(200)]
+    for client in clients:
+        exchange(client)
+    assert server.connections == 200
+    payloads = [pattern(50_000, key) for key in range(len(clients))]
+    greenlets = [gevent.spawn(echoed, *each) for each in zip(clients, payloads, strict=True)]
+    assert [greenlet.get() for greenlet in greenlets] == payloads
+    wait_until(lambda: server.connections == 0)
+    assert server.accepted == 200
+
+
+def test_the_end_of_file_goes_through_while_the_answer_is_still_to_come(
+    forward: Any, serve: Any, dial: Any
+) -> None:
+    def answer_at_the_end(sock: socket.socket, _: Any) -> None:
+        sock.sendall(b"got %d" % len(receive(sock)))
+
+    backend = serve(StreamServer(LOOPBACK, answer_at_the_end))
+    assert echoed(dial(forward(backend.address)), bytes(100_000)) == b"got 100000"
+
+
+def test_a_connection_that_is_reset_ends_both_ends_and_nothing_else(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address)
+    first, second = dial(server), dial(server)
+    exchange(first)
+    exchange(second)
+    reset(first)
+    wait_until(lambda: server.connections == 1)
+    exchange(second)
+
+
+def test_an_idle_connection_is_ended_after_the_time_out(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, idle_timeout=0.1)
+    client = dial(server)
+    exchange(client)
+    assert receive(client) == b""
+    assert server.connections == 0
+
+
+def test_one_more_than_max_connections_waits_until_another_leaves(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, max_connections=2)
+    first, second, third = dial(server), dial(server), dial(server)
+    exchange(first)
+    exchange(second)
+    third.sendall(b"let me in")
+    exchange(first, b"still here")
+    assert server.full()
+    assert (server.accepted, server.connections) == (2, 2)
+    assert not is_readable(third)
+    first.close()
+    assert receive(third, 9) == b"let me in"
+    exchange(second)
+
+
+def test_with_max_connections_all_of_a_crowd_are_served_in_turn(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, max_connections=3)
+    clients = [dial(server) for _ in range(30)]
+    most = 0
+
+    def served(client: socket.socket) -> bytes:
+        nonlocal most
+        exchange(client)
+        most = max(most, server.connections)
+        return echoed(client, b"bye")
+
+    greenlets = [gevent.spawn(served, client) for client in clients]
+    assert [greenlet.get() for greenlet in greenlets] == [b"bye"] * 30
+    assert most == 3
+
+
+# The backend that is not there.
+
+
+def test_a_backend_that_refuses_costs_the_client_its_connection_and_a_log_line(
+    forward: Any, echo: StreamServer, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(LOOPBACK)
+        nowhere = closed.getsockname()
+    server = forward(nowhere)
+    client = dial(server)
+    assert receive(client) == b""
+    (line,) = caplog.messages
+    host, port = client.getsockname()
+    assert line.startswith(f"client {host}:{port}: cannot connect to the target: ")
+    assert "refused" in line
+    server.target = echo.address
+    exchange(dial(server))
+
+
+def test_a_unix_backend_that_is_not_there_is_logged(
+    forward: Any, dial: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert receive(dial(forward(tmp_path / "nothing"))) == b""
+    assert "No such file or directory" in caplog.text
+
+
+@pytest.fixture
+def never_accepts(keep: Any, listen: Any, tmp_path: Path) -> Callable[[str], socket.socket]:
+    """Return a listener whose backlog is full."""
+
+    def fill_backlog(kind: str) -> socket.socket:
+        listener = listen(str(tmp_path / "full") if kind == "unix" else LOOPBACK, 0)
+        for _ in range(4):
+            client = keep(socket.socket(listener.family))
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        return listener
+
+    return fill_backlog
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_backend_that_never_accepts_is_given_up_after_the_time_out(
+    kind: str,
+    never_accepts: Any,
+    forward: Any,
+    dial: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = forward(never_accepts(kind).getsockname(), connect_timeout=0.2)
+    before = time.process_time()
+    assert receive(dial(server)) == b""
+    assert "cannot connect to the target: timed out" in caplog.text
+    assert time.process_time() - before < 0.1  # it has waited, not tried all the time
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_backend_with_a_full_backlog_is_reached_once_it_accepts(
+    kind: str, never_accepts: Any, forward: Any, serve: Any, dial: Any
+) -> None:
+    listener = never_accepts(kind)
+    server = forward(listener.getsockname())
+    client = dial(server)
+    client.sendall(b"hello")
+    wait_until(lambda: server.connections == 1)
+    gevent.sleep(0)  # one pass of the hub: it has tried
+    serve(StreamServer(listener, send_back))
+    assert receive(client, 5) == b"hello"
+
+
+def test_a_callable_that_raises_os_error_is_a_backend_that_is_not_there(
+    forward: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def target(_: Any) -> socket.socket:
+        raise ConnectionError("none is healthy")
+
+    assert receive(dial(forward(target))) == b""
+    assert "cannot connect to the target: none is healthy" in caplog.text
+
+
+@pytest.mark.parametrize("result", [ValueError("a bug"), "no socket", None])
+def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
+    result: Any, forward: Any, dial: Any, hub_errors: list[Any]
+) -> None:
+    def target(_: Any) -> Any:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    server = forward(target, max_connections=1)
+    assert receive(dial(server)) == b""
+    assert receive(dial(server)) == b""
+    assert server.connections == 0
+    assert len(hub_errors) == 2
+    hub_errors.clear()
+
+
+# The end.
+
+
+def test_stop_lets_what_is_being_served_finish(forward: Any, echo: StreamServer, dial: Any) -> None:
+    server = forward(echo.address)
+    client = dial(server)
+    exchange(client)
+    address = server.address
+    stopping = gevent.spawn(server.stop, 10)
+    wait_until(lambda: server.closed)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    assert echoed(client, b"the rest") == b"the rest"
+    stopping.get()
+    assert server.connections == 0
+
+
+def test_stop_ends_what_has_not_finished_in_time(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address)
+    client = dial(server)
+    exchange(client)
+    server.stop(0.05)
+    assert server.connections == 0
+    assert receive(client) == b""
+
+
+def test_stop_ends_a_relay_whose_sink_has_stalled(forward: Any, serve: Any, dial: Any) -> None:
+    backend = serve(StreamServer(LOOPBACK, lambda sock, _: gevent.sleep(60)))
+    server = forward(backend.address)
+    client = dial(server)
+    assert fill(client) > 0
+    server.stop(0)
+    assert server.connections == 0
+    backend.stop(0)
+
+
+def test_stop_ends_a_connection_that_is_still_connecting(
+    never_accepts: Any, forward: Any, dial: Any
+) -> None:
+    server = forward(never_accepts("tcp").getsockname())
+    client = dial(server)
+    wait_until(lambda: server.connections == 1)
+    server.stop(0)
+    assert server.connections == 0
+    assert receive(client) == b""
+
+
+def test_stop_without_connections_returns_at_once_and_may_be_repeated(
+    forward: Any, echo: StreamServer
+) -> None:
+    server = forward(echo.address)
+    for _ in range(2):
+        with gevent.Timeout(1):
+            server.stop(30)
+
+
+def test_serve_forever_returns_once_it_is_closed(echo: StreamServer) -> None:
+    server = ForwardServer(LOOPBACK, echo.address)
+    serving = gevent.spawn(server.serve_forever)
+    wait_until(lambda: server.started)
+    server.close()
+    serving.get(timeout=5)
+
+
+# Bad arguments.
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "message"),
+    [
+        (80, {}, TypeError, r"target must be \(host, port\), the path .* or a callable, not 80"),
+        (("host", 80, 1), {}, TypeError, "target must be"),
+        (None, {}, TypeError, "target must be"),
+        ("x", {"idle_timeout": 0}, ValueError, "idle_timeout must be more than 0 seconds"),
+        ("x", {"idle_timeout": "5"}, TypeError, "idle_timeout must be a number of seconds"),
+        ("x", {"connect_timeout": -1}, ValueError, "connect_timeout must be more than 0 seconds"),
+        ("x", {"max_connections": 0}, ValueError, "max_connections must be at least 1"),
+        ("x", {"max_connections": 1.5}, TypeError, "max_connections must be an int"),
+        ("x", {"mode": "fast"}, ValueError, "mode must be 'auto', 'splice' or 'copy', not 'fast'"),
+        ("x", {"moderation": -1}, ValueError, "moderation must not be negative"),
+        ("x", {"moderation": "1"}, TypeError, "moderation must be a number of seconds"),
+    ],
+)
+def test_bad_arguments_are_refused_when_it_is_made(
+    target: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ForwardServer(LOOPBACK, target, **options)
+
+
+def test_a_listener_that_would_block_the_hub_is_refused() -> None:
+    with socket.create_server(LOOPBACK) as listener:
+        with pytest.raises(TypeError, match=r"would block the hub: listen with a gevent\.socket"):
+            ForwardServer(listener, "x")
+        listener.setblocking(False)
+        ForwardServer(listener, "x").close()

@@ -1,0 +1,355 @@
+"""Promise 3: time-outs, `gevent.Timeout` and `kill`, at any instant."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from peers import (
+    MODES,
+    MORE_THAN_BUFFERS,
+    Line,
+    MakeLine,
+    Spawn,
+    error_of,
+    fill,
+    pattern,
+    receive,
+    small_buffers,
+    wait_until,
+    waits_to_read,
+    waits_to_write,
+)
+
+import gsplice
+from gsplice import _hub
+
+SHORT = 0.05
+KINDS = ("tcp", "unix", "tls")
+
+
+class Elapsed:
+    """How many seconds a block took."""
+
+    def __enter__(self) -> Elapsed:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._began
+
+
+def stall(ends: Line, spawn: Spawn) -> None:
+    """Have the source send more than everything behind it can hold, to nobody who reads."""
+    spawn(ends.client.sendall, bytes(MORE_THAN_BUFFERS))
+
+
+# The sockets' own time-outs, in copy.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_source_that_is_silent(line: MakeLine, kind: str, mode: str) -> None:
+    ends = line(kind)
+    ends.source.settimeout(SHORT)
+    with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
+        gsplice.copy(ends.source, ends.sink, mode=mode)
+    assert SHORT * 0.9 <= elapsed.seconds < 10 * SHORT
+    assert ends.source.gettimeout() == SHORT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_sink_that_takes_nothing(line: MakeLine, spawn: Spawn, kind: str, mode: str) -> None:
+    ends = line(kind)
+    stall(ends, spawn)
+    ends.sink.settimeout(SHORT)
+    with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
+        gsplice.copy(ends.source, ends.sink, mode=mode)
+    assert elapsed.seconds >= SHORT * 0.9
+
+
+def test_sink_of_a_file_that_takes_nothing(line: MakeLine, tmp_path: Any) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(pattern(1_000_000))
+    _, _, sink, backend = line("unix")
+    sink.settimeout(SHORT)
+    with open(path, "rb") as file:
+        with pytest.raises(socket.timeout, match="timed out"):
+            gsplice.copy(file, sink)
+        accepted = file.tell()
+    sink.close()
+    assert receive(backend) == pattern(1_000_000)[:accepted]
+
+
+def test_timeout_of_the_source_does_not_bound_a_wait_for_the_sink(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    ends = line()
+    ends.source.settimeout(SHORT)
+    spawn(ends.client.sendall, bytes(MORE_THAN_BUFFERS))
+    copying = spawn(gsplice.copy, ends.source, ends.sink, MORE_THAN_BUFFERS)
+    wait_until(lambda: waits_to_write(ends.sink))
+    copying.join(4 * SHORT)
+    assert not copying.ready()
+    assert len(receive(ends.backend, MORE_THAN_BUFFERS)) == MORE_THAN_BUFFERS
+    assert copying.get() == MORE_THAN_BUFFERS
+
+
+def test_timeout_of_the_sink_does_not_bound_a_wait_for_the_source(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    ends = line()
+    ends.sink.settimeout(SHORT)
+    copying = spawn(gsplice.copy, ends.source, ends.sink, 5)
+    copying.join(4 * SHORT)
+    assert not copying.ready()
+    ends.client.sendall(b"hello")
+    assert copying.get() == 5
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_timeout_is_for_each_wait_not_for_all_of_them(
+    line: MakeLine, spawn: Spawn, mode: str
+) -> None:
+    ends = line()
+    ends.source.settimeout(4 * SHORT)
+
+    def drip() -> None:
+        for _ in range(10):
+            gevent.sleep(SHORT)
+            ends.client.sendall(b"x")
+
+    spawn(drip)
+    with Elapsed() as elapsed:
+        assert gsplice.copy(ends.source, ends.sink, 10, mode=mode) == 10
+    assert elapsed.seconds > 2 * 4 * SHORT
+
+
+def test_timeout_that_is_set_while_it_runs_counts_from_the_next_wait(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    ends = line()
+    ends.source.settimeout(30)
+    fill(ends.sink)
+    copying = spawn(error_of, gsplice.copy, ends.source, ends.sink)
+    wait_until(lambda: waits_to_read(ends.source))
+    ends.client.sendall(b"x")
+    wait_until(lambda: waits_to_write(ends.sink))
+    ends.source.settimeout(SHORT)
+    spawn(receive, ends.backend)
+    assert isinstance(copying.get(timeout=5), socket.timeout)
+
+
+# The idle time-out.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_idle_transfer(line: MakeLine, kind: str, mode: str) -> None:
+    ends = line(kind)
+    transfer = gsplice.Transfer(ends.source, ends.sink, idle_timeout=SHORT, mode=mode).start()
+    with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
+        transfer.get(timeout=5)
+    assert SHORT * 0.9 <= elapsed.seconds < 10 * SHORT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transfer_whose_sink_stalls_is_idle_and_loses_nothing(
+    line: MakeLine, spawn: Spawn, kind: str
+) -> None:
+    ends = line(kind)
+    data = pattern(MORE_THAN_BUFFERS)
+    sender = spawn(ends.client.sendall, data)
+    transfer = gsplice.Transfer(ends.source, ends.sink, idle_timeout=4 * SHORT).start()
+    with pytest.raises(socket.timeout):
+        transfer.get(timeout=5)
+    assert transfer.undelivered
+    left = spawn(receive, ends.source, len(data) - transfer.moved - len(transfer.undelivered))
+    sender.get()
+    rest = left.get()
+    arrived = receive(ends.backend, transfer.moved)
+    assert arrived + transfer.undelivered + rest == data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_idle_relay(line: MakeLine, kind: str, mode: str) -> None:
+    _, a, b, _ = line(kind)
+    with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
+        gsplice.relay(a, b, idle_timeout=SHORT, mode=mode)
+    assert SHORT * 0.9 <= elapsed.seconds < 10 * SHORT
+    assert a.fileno() >= 0
+    assert b.fileno() >= 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("talker", ["client", "backend"])
+def test_a_byte_in_either_direction_keeps_a_relay_alive(
+    line: MakeLine, kind: str, talker: str
+) -> None:
+    client, a, b, backend = line(kind)
+    relay = gsplice.Relay(a, b, idle_timeout=4 * SHORT).start()
+    here, there = (client, backend) if talker == "client" else (backend, client)
+    for _ in range(10):
+        here.sendall(b"x")
+        assert receive(there, 1) == b"x"
+        assert not relay.wait(SHORT)
+    assert not relay.ready(), "ten bytes, each well within the limit"
+    with pytest.raises(socket.timeout):
+        relay.get(timeout=5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_own_timeouts_do_not_count_in_a_relay(line: MakeLine, kind: str, mode: str) -> None:
+    client, a, b, backend = line(kind)
+    for sock in (a, b):
+        sock.settimeout(SHORT)
+    relay = gsplice.Relay(a, b, mode=mode).start()
+    assert not relay.wait(4 * SHORT)
+    assert not relay.ready()
+    client.sendall(b"hello")
+    assert receive(backend, 5) == b"hello"
+    for sock in (client, backend):
+        sock.shutdown(socket.SHUT_WR)
+    assert relay.get(timeout=5) == (5, 0)
+    assert [a.gettimeout(), b.gettimeout()] == [SHORT, SHORT]
+
+
+@pytest.mark.parametrize("end", ["stop", "error", "timeout"])
+def test_own_timeouts_are_as_before_after_a_relay_that_failed(line: MakeLine, end: str) -> None:
+    _, a, b, _ = line()
+    a.settimeout(7)
+    b.settimeout(8)
+    relay = gsplice.Relay(a, b, idle_timeout=SHORT if end == "timeout" else None).start()
+    if end == "stop":
+        relay.stop()
+    elif end == "error":
+        a.shutdown(socket.SHUT_RDWR)
+        b.shutdown(socket.SHUT_RDWR)
+    relay.wait(5)
+    assert relay.ready()
+    assert [a.gettimeout(), b.gettimeout()] == [7, 8]
+
+
+# Exceptions from outside.
+
+IDLE, STALLED = "idle", "stalled"
+
+
+def begin(ends: Line, spawn: Spawn, state: str, move: Callable[[], Any]) -> gevent.Greenlet:
+    """Have a greenlet *move* bytes, and wait until it is in the *state*."""
+    if state == STALLED:
+        stall(ends, spawn)
+    moving = spawn(move)
+    if state == STALLED:
+        wait_until(lambda: waits_to_write(ends.sink))
+    else:
+        wait_until(lambda: waits_to_read(ends.source))
+    return moving
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("state", [IDLE, STALLED])
+@pytest.mark.parametrize("both_ways", [False, True], ids=["copy", "relay"])
+def test_kill(
+    line: MakeLine, spawn: Spawn, both_ways: bool, state: str, mode: str, kind: str
+) -> None:
+    ends = line(kind)
+    function = gsplice.relay if both_ways else gsplice.copy
+    moving = begin(ends, spawn, state, lambda: function(ends.source, ends.sink, mode=mode))
+    moving.kill(timeout=5)
+    assert isinstance(moving.value, gevent.GreenletExit)
+    assert gsplice.stats().active == 0
+    assert gsplice.stats().pipes == gsplice.stats().idle_pipes
+    for sock in (ends.source, ends.sink):
+        assert not waits_to_read(sock)
+        assert not waits_to_write(sock)
+
+
+class Interruption(BaseException):
+    """Something that only its own sender knows."""
+
+
+@pytest.mark.parametrize("error", [Interruption, ValueError, gevent.Timeout, KeyboardInterrupt])
+@pytest.mark.parametrize("both_ways", [False, True], ids=["copy", "relay"])
+def test_any_exception_thrown_at_the_caller_comes_out_and_ends_it(
+    line: MakeLine, spawn: Spawn, error: type[BaseException], both_ways: bool
+) -> None:
+    ends = line()
+    caught: list[BaseException] = []
+
+    def move() -> None:
+        try:
+            (gsplice.relay if both_ways else gsplice.copy)(ends.source, ends.sink)
+        except error as caught_error:
+            caught.append(caught_error)
+
+    moving = begin(ends, spawn, STALLED, move)
+    thrown = error()
+    moving.kill(thrown, timeout=5)
+    assert caught == [thrown]
+    assert gsplice.stats().active == 0
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+@pytest.mark.parametrize("mode", MODES)
+def test_gevent_timeout_at_random_instants_accounts_for_every_byte(
+    line: MakeLine, spawn: Spawn, mode: str, kind: str
+) -> None:
+    chance = random.Random(1)
+    ends = line(kind)
+    data = pattern(4_000_000)
+    sender = spawn(ends.client.sendall, data)
+    received = spawn(receive, ends.backend, len(data))
+    undelivered, moved = b"", 0
+    while moved < len(data):
+        if undelivered:  # what the last one had taken: by hand
+            ends.sink.sendall(undelivered)
+            moved += len(undelivered)
+        transfer = gsplice.Transfer(ends.source, ends.sink, len(data) - moved, mode=mode)
+        with gevent.Timeout(chance.randrange(4) / 1000, False):
+            transfer.run() if chance.random() < 0.5 else transfer.start().get()
+        transfer.stop()
+        moved += transfer.moved
+        undelivered = transfer.undelivered
+    sender.get()
+    assert received.get() == data
+
+
+def test_pipe_with_bytes_is_closed_and_never_used_again(line: MakeLine, spawn: Spawn) -> None:
+    ends = line("unix")
+    small_buffers(ends.sink)
+    moving = begin(
+        ends, spawn, STALLED, lambda: gsplice.copy(ends.source, ends.sink, mode="splice")
+    )
+    assert gsplice.stats().pipes == 1
+    assert gsplice.stats().idle_pipes == 0
+    moving.kill(timeout=5)
+    assert gsplice.stats().pipes == 0
+
+    other = line("unix")
+    other.client.sendall(b"hello")
+    assert gsplice.copy(other.source, other.sink, 5, mode="splice") == 5
+    assert receive(other.backend, 5) == b"hello"
+
+
+def test_pool_holds_nothing_but_empty_pipes(line: MakeLine, spawn: Spawn) -> None:
+    for _ in range(10):
+        ends = line("unix")
+        stall(ends, spawn)
+        transfer = gsplice.Transfer(ends.source, ends.sink, mode="splice").start()
+        spawn(receive, ends.backend, random.Random(2).randrange(1_000_000))
+        wait_until(lambda: waits_to_write(ends.sink))  # noqa: B023
+        transfer.stop()
+    for pipe in _hub.resources().pipes._idle:
+        with pytest.raises(BlockingIOError):
+            os.read(pipe.read_fd, 1)
