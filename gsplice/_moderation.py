@@ -1,6 +1,7 @@
-"""Receive moderation: on a stream of small writes, one wake-up for many of them.
+"""Receive moderation: on a stream, one wake-up for many writes.
 
-A relay is woken for each segment that arrives, and on small writes that is most of what it costs.
+A relay is woken for each segment that arrives, and on small writes that is most of what it costs;
+on large ones it makes each splice(2) a short one.
 ``SO_RCVLOWAT`` makes the kernel wake it when a *mark* of bytes is there (socket(7), tcp(7)); end of
 file, errors and a full window wake it all the same.
 
@@ -39,12 +40,12 @@ PATIENCE: Final = 32
 _MOST_PATIENCE: Final = 32 * 4**5
 #: Seconds from one read to the next, on the average, beyond which a source is not in a hurry.
 _QUICK: Final = 0.0001
-#: Bytes. Below the least a wake-up saves nothing; above the most it costs no less per byte, and
-#: the bytes no longer fit into the processor's cache.
+#: Bytes: below this a wake-up saves nothing.
 _LEAST_MARK: Final = 4 * 1024
-_MOST_MARK: Final = 256 * 1024
-#: Bytes in a read, on the average, from which it is many writes already.
-_LARGE: Final = 16 * 1024
+#: Bytes in a read, on the average, below the first → bytes, above which a mark makes nothing
+#: cheaper. Small writes; then what is half joined by the kernel already, and better left alone;
+#: then a stream of large ones, which is read faster than it comes; then one that waits for us.
+_MOST_MARKS: Final = ((16 * 1024, 256 * 1024), (64 * 1024, 0), (256 * 1024, 128 * 1024))
 #: A mark that has served for so many wake-ups was no mistake, whatever ends it.
 _PROVEN: Final = 64
 
@@ -73,6 +74,7 @@ class Moderation:
         "_due",
         "_mark",
         "_may_mark",
+        "_most",
         "_moved",
         "_own_mark",
         "_patience",
@@ -90,7 +92,7 @@ class Moderation:
         self._may_mark = sys.platform == "linux" and self._raw.family in _MARKED_FAMILIES
         self._mark = 0  # none is set
         self._own_mark = 1  # what the socket had before
-        self._ceiling = _MOST_MARK
+        self._most = self._ceiling = _MOST_MARKS[0][1]
         self._patience = PATIENCE
         self._wakes = 0  # since the mark was set, or the timer fired
         self._timer: Any = None
@@ -112,8 +114,8 @@ class Moderation:
             self._follow(elapsed)
         elif not self._may_mark:
             return NEVER
-        elif self._is_stream(elapsed) and count < self._patience * _LARGE:
-            self._begin(2 * count // self._patience)
+        elif self._is_stream(elapsed):
+            self._begin(count // self._patience)
         if self._mark and remaining is not None and remaining <= self._mark:
             self._end()  # the last bytes would not fill a mark
         return 1 if self._mark else self._patience
@@ -162,18 +164,24 @@ class Moderation:
 
     def _follow(self, elapsed: float) -> None:
         self._wakes += 1
-        if self._wakes % _PROVEN == 0 and self._ceiling < _MOST_MARK:
+        if self._wakes % _PROVEN == 0 and self._ceiling < self._most:
             self._ceiling *= 2  # what was too much may not be any more
         if elapsed < self._bound / 4 and self._mark < self._ceiling:
             self._set(min(2 * self._mark, self._ceiling))
         self.wait()
 
-    def _begin(self, mark: int) -> None:
+    def _begin(self, average: int) -> None:
+        """Set the first mark, on a stream whose reads bring *average* bytes."""
+        most = next((most for below, most in _MOST_MARKS if average < below), 0)
+        if not most:
+            return
+        if most != self._most:
+            self._most = self._ceiling = most
         # libuv knows no shorter timer than a millisecond, and warns where one is asked for.
         period = max(self._bound / 2, 0.001)
         self._timer = gevent.get_hub().loop.timer(period, period)
         self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
-        self._set(min(max(mark, _LEAST_MARK), self._ceiling))
+        self._set(min(max(2 * average, _LEAST_MARK), self._ceiling))
         self.wait()
 
     def _set(self, mark: int) -> None:

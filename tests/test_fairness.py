@@ -18,7 +18,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
-from peers import MODES
+from peers import MODES, wait_until
 
 import gsplice
 
@@ -248,8 +248,11 @@ def test_transfers_side_by_side_get_equal_shares(mode: str) -> None:
         transfers = []
         for _ in range(4):
             source, sink = stack.enter_context(peer(SENDER)), stack.enter_context(peer(READER))
-            transfer = stack.enter_context(running(gsplice.Transfer(source, sink, mode=mode)))
-            transfers.append(transfer)
+            transfers.append(gsplice.Transfer(source, sink, mode=mode))
+        for transfer in transfers:
+            stack.enter_context(running(transfer))
+        wait_until(lambda: all(transfer.moved for transfer in transfers))  # all peers are up
+        before = [transfer.moved for transfer in transfers]
         gevent.sleep(0.5)  # the time in which they share
-        moved = sorted(transfer.moved for transfer in transfers)
-    assert moved[0] > moved[-1] / 10, moved
+        moved = [transfer.moved - then for transfer, then in zip(transfers, before, strict=True)]
+    assert min(moved) > max(moved) / 10, moved
