@@ -9,7 +9,16 @@ from gsplice._account import Stats
 from gsplice._direction import TransferStopped
 from gsplice._hub import stats
 from gsplice.relay import Relay, RelayResult, relay
-from gsplice.takeover import is_patched, patch_all, patch_socket, unpatch_all
+from gsplice.takeover import (
+    is_patched,
+    patch_all,
+    patch_gunicorn,
+    patch_http,
+    patch_pywsgi,
+    patch_shutil,
+    patch_socket,
+    unpatch_all,
+)
 from gsplice.transfer import Transfer, can_splice, copy
 
 __version__ = "1.0.0.dev0"
@@ -24,6 +33,10 @@ __all__ = [
     "copy",
     "is_patched",
     "patch_all",
+    "patch_gunicorn",
+    "patch_http",
+    "patch_pywsgi",
+    "patch_shutil",
     "patch_socket",
     "relay",
     "stats",

@@ -12,11 +12,11 @@ import fcntl
 import io
 import os
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from gevent.ssl import SSLSocket
 
-from gsplice import _gevent, _kernel, _reader, _shutdown
+from gsplice import _gevent, _kernel, _shutdown
 from gsplice._gevent import GeventSocket
 from gsplice._pipe import Pipe
 
@@ -25,18 +25,34 @@ from gsplice._pipe import Pipe
 _TLS_RECORD: Final = 16 * 1024
 
 
-class SocketSource:
-    """A real stream socket, maybe with a buffered reader on it."""
-
-    __slots__ = ("reader", "socket")
-
-    def __init__(self, sock: GeventSocket, reader: io.BufferedReader | None = None) -> None:
-        self.socket = sock
-        self.reader = reader
+class Stream(Protocol):
+    """What has been read from a socket already, and is kept by someone."""
 
     def take_buffered(self, limit: int | None) -> bytes:
-        """Take what the reader has read from the socket already, at most *limit* bytes."""
-        return b"" if self.reader is None else _reader.take_buffered(self.reader, limit)
+        """Take what is kept, at most *limit* bytes, and read nothing from the socket."""
+
+    def timed_out(self) -> None:
+        """Take note that a read from the socket has timed out."""
+
+
+class SocketSource:
+    """A real stream socket, maybe with a stream on it that has read some of its bytes already."""
+
+    __slots__ = ("_stream", "socket")
+
+    def __init__(self, sock: GeventSocket, stream: Stream | None = None) -> None:
+        self.socket = sock
+        self._stream = stream
+
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take what the stream has read from the socket already, at most *limit* bytes."""
+        return b"" if self._stream is None else self._stream.take_buffered(limit)
+
+    def failed(self, error: Exception) -> Exception:
+        """Have the stream know that reading met *error*, as if it had read; return the error."""
+        if self._stream is not None and isinstance(error, TimeoutError):
+            self._stream.timed_out()
+        return error
 
     def take(self, limit: int) -> bytes:
         """Wait for bytes and take at most *limit* of them; none means end of file."""
@@ -85,11 +101,10 @@ class SocketSink:
         self.writer = writer
         self._raw = _gevent.raw_socket(sock)
 
-    @property
-    def send(self) -> Callable[[bytes | memoryview], int]:
+    def send(self, data: bytes | memoryview) -> int:
         """Send what there is room for now, and return how much; BlockingIOError for none."""
-        send: Callable[[bytes | memoryview], int] = self._raw.send
-        return send
+        count: int = self._raw.send(data)
+        return count
 
     def fileno(self) -> int:
         """Return the fd, -1 once the socket is closed."""
@@ -99,6 +114,10 @@ class SocketSink:
     def splice_from(self, pipe: Pipe) -> int:
         """Send what the pipe holds and there is room for; BlockingIOError where there is none."""
         return _kernel.splice(pipe.read_fd, self.fileno(), pipe.held)
+
+    def send_file(self, file: int, offset: int, length: int) -> int:
+        """Send at most *length* bytes of the file from *offset*; 0 at its end."""
+        return _kernel.sendfile(self.fileno(), file, offset, length)
 
     def prepare(self) -> None:
         """Send what the writer has buffered: it was written first."""

@@ -30,6 +30,8 @@ from gsplice._pipe import Pipe
 
 #: A round that splices less than this would have been cheaper to copy.
 _SHORT: Final = 8 * 1024
+#: Where so much is wanted, a stream is expected, and not waited for.
+_MUCH: Final = 64 * 1024
 #: So many short rounds in a row, and reads are copied again.
 _SHORT_ROUNDS: Final = 2
 
@@ -74,7 +76,8 @@ class Pump(WatchingDirection):
         self._may_splice = mode != "copy"
         self._buffer = shared.small_scratch if self._may_splice else shared.scratch
         self._always_splice = mode == "splice"
-        self._streaming = self._always_splice
+        expected = self._may_splice and count is not None and count >= _MUCH
+        self._streaming = self._always_splice or expected
         self._short_rounds = 0
         self._bound = moderation
         self._moderation: Moderation | None = None  # made when there are enough reads to look at

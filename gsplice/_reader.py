@@ -38,17 +38,32 @@ def socket_of(raw: Any) -> GeventSocket | None:
     return state._sock
 
 
-def take_buffered(reader: io.BufferedReader, limit: int | None) -> bytes:
-    """Take what *reader* has buffered, at most *limit* bytes, without reading from its socket.
+class Reader:
+    """A raw stream on a socket, or a buffered reader on one."""
 
-    Raises RuntimeError where another greenlet is in a call of *reader*, as `read` would.
-    """
-    raw: Any = reader.raw
-    sock, raw._sock = raw._sock, _SILENT
-    try:
-        length = len(reader.peek())
-        if limit is not None:
-            length = min(length, limit)
-        return reader.read(length) if length else b""
-    finally:
-        raw._sock = sock
+    __slots__ = ("_raw", "_reader")
+
+    def __init__(self, raw: SocketIO, reader: io.BufferedReader | None) -> None:
+        self._raw: Any = raw
+        self._reader = reader
+
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take what has been buffered, at most *limit* bytes, without reading from the socket.
+
+        Raises RuntimeError where another greenlet is in a call of the reader, as `read` would.
+        """
+        if self._reader is None:
+            return b""
+        raw = self._raw
+        sock, raw._sock = raw._sock, _SILENT
+        try:
+            length = len(self._reader.peek())
+            if limit is not None:
+                length = min(length, limit)
+            return self._reader.read(length) if length else b""
+        finally:
+            raw._sock = sock
+
+    def timed_out(self) -> None:
+        """Have the stream refuse all further reads, as after one of its own has timed out."""
+        self._raw._timeout_occurred = True

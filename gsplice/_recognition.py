@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 
-from gsplice import _gevent, _reader
+from gsplice import _body, _gevent, _reader
+from gsplice._body import BodySource
 from gsplice._endpoint import (
     BinaryFile,
     FileSink,
@@ -35,11 +36,14 @@ from gsplice._gevent import GeventSocket
 _SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 
 
-def source(thing: Any) -> Source:
+def source(thing: Any) -> Source | BodySource:
     """Return what *thing* is as a source; raise the error that says why it is none."""
     if isinstance(thing, GeventSocket):
         return _socket_source(thing, None, _socket_read(thing))
+    if isinstance(thing, SocketSource):
+        return thing
     _refuse_foreign_socket(thing)
+    thing = _body.wrapped(thing)
     if type(thing) is SocketIO:
         return _reader_source(thing, thing, None)
     if type(thing) is io.BufferedReader and type(thing.raw) is SocketIO:
@@ -47,13 +51,15 @@ def source(thing: Any) -> Source:
     file = _regular_file(thing)
     if file is not None and file.readable():
         return FileSource(file)
-    return ObjectSource(_read_method(thing))
+    return _body_source(thing) or ObjectSource(_read_method(thing))
 
 
 def sink(thing: Any) -> Sink:
     """Return what *thing* is as a sink; raise the error that says why it is none."""
     if isinstance(thing, GeventSocket):
         return _socket_sink(thing, None, thing)
+    if isinstance(thing, SocketSink):
+        return thing
     _refuse_foreign_socket(thing)
     writer = thing if type(thing) is io.BufferedWriter else None
     sock = _written_socket(thing if writer is None else writer.raw)
@@ -67,12 +73,23 @@ def sink(thing: Any) -> Sink:
 
 
 def _socket_source(
-    sock: GeventSocket, reader: io.BufferedReader | None, read: Callable[[int], bytes | None]
+    sock: GeventSocket, stream: _reader.Reader | None, read: Callable[[int], bytes | None]
 ) -> Source:
     _check_socket(sock)
     if is_real_stream_socket(sock):
-        return SocketSource(sock, reader)
+        return SocketSource(sock, stream)
     return ObjectSource(read)
+
+
+def _body_source(thing: Any) -> BodySource | None:
+    try:
+        body = _body.look(thing)
+        if body is None:
+            return None
+        inner = source(body.under)
+    except (OSError, TypeError, ValueError):  # for the object itself to tell
+        return None
+    return BodySource(body, inner) if isinstance(inner, SocketSource) else None
 
 
 def _socket_read(sock: GeventSocket) -> Callable[[int], bytes | None]:
@@ -89,7 +106,9 @@ def _reader_source(thing: Any, raw: Any, reader: io.BufferedReader | None) -> So
     _refuse_foreign_socket(raw._sock)
     read = raw.read if reader is None else reader.read1
     sock = _reader.socket_of(raw)
-    return ObjectSource(read) if sock is None else _socket_source(sock, reader, read)
+    if sock is None:
+        return ObjectSource(read)
+    return _socket_source(sock, _reader.Reader(raw, reader), read)
 
 
 def _socket_sink(sock: GeventSocket, writer: io.BufferedWriter | None, thing: Any) -> Sink:
@@ -121,10 +140,15 @@ def is_real_stream_socket(sock: GeventSocket) -> bool:
     )
 
 
+def socket_of_end(thing: Any) -> Any:
+    """Return the socket of an end of a relay: a socket, or a ``makefile("rb")`` reader on one."""
+    raw: Any = thing.raw if type(thing) is io.BufferedReader else thing
+    return _reader.socket_of(raw) or thing
+
+
 def is_socket_source(thing: Any) -> bool:
     """Return whether *thing* is a socket or a reader on one, whatever its state."""
-    raw: Any = thing.raw if type(thing) is io.BufferedReader else thing
-    sock: Any = _reader.socket_of(raw) or raw
+    sock = socket_of_end(thing)
     return isinstance(sock, GeventSocket) and is_real_stream_socket(sock)
 
 

@@ -72,7 +72,7 @@ class FileSender(WatchingDirection):
         file = self._file.fileno()
         if not self._copies:
             try:
-                count = _kernel.sendfile(self._sink.fileno(), file, self._offset, length)
+                count = self._sink.send_file(file, self._offset, length)
                 self.spliced += count
                 return count
             except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gsplice import _options
+from gsplice import _options, _recognition
 from gsplice._gevent import GeventSocket
 from gsplice._task import Task
 from gsplice._watchdog import Watchdog
@@ -43,11 +43,12 @@ class Relay(Task):
     ) -> None:
         super().__init__()
         self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
-        self._ends = (a, b)
+        sockets = (_recognition.socket_of_end(a), _recognition.socket_of_end(b))
+        self._ends = sockets
         self._over = False
         self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
-        self.up: Transfer = _Leg(self, a, b, mode, moderation)
-        self.down: Transfer = _Leg(self, b, a, mode, moderation)
+        self.up: Transfer = _Leg(self, a, sockets[1], mode, moderation)
+        self.down: Transfer = _Leg(self, b, sockets[0], mode, moderation)
 
     @property
     def moved(self) -> int:
@@ -156,6 +157,9 @@ def relay(
     moderation: float = _options.MODERATION,
 ) -> RelayResult:
     """Move bytes in both directions between *a* and *b* until both have ended.
+
+    Either may be a ``makefile("rb")`` reader: what it has buffered goes first, and the other
+    direction goes to its socket.
 
     End of file on one side is passed on as ``shutdown(SHUT_WR)`` once every byte before it has
     been delivered. An error in either direction ends both and is raised. Neither is closed.

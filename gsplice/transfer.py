@@ -6,9 +6,12 @@ affair.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
+
+from gevent.exceptions import InvalidThreadUseError
 
 from gsplice import _account, _kernel, _options, _recognition
+from gsplice._body import BodySource
 from gsplice._direction import Owner
 from gsplice._endpoint import FileSink, FileSource, Sink, SocketSink, SocketSource, Source
 from gsplice._methods import MethodCopy
@@ -26,10 +29,14 @@ class Transfer(Task):
     The parameters are those of `copy`. Bad ones raise here, what goes wrong later is raised by
     `get`, and `get` returns the number of bytes. Neither end is shut down or closed.
 
+    Invariant: one engine is at work at a time. Only of a body that is seen through there are two:
+    the first one moves its bytes from the socket under it, and the second one asks the object
+    itself for more, which then meets the end of the body.
+
     :param idle_timeout: seconds without a byte after which it fails with `socket.timeout`.
     """
 
-    __slots__ = ("_engine", "_idle_timeout", "_sink")
+    __slots__ = ("_engine", "_first", "_idle_timeout", "_limit", "_sink", "_source")
 
     def __init__(
         self,
@@ -48,17 +55,27 @@ class Transfer(Task):
         bound = _options.moderation(moderation)
         source = _recognition.source(src)
         self._sink = _recognition.sink(dst)
-        self._engine = _engine(source, self._sink, limit, mode, bound, self)
+        if isinstance(source, BodySource) and not _is_worthwhile(source, self._sink, limit, mode):
+            source = source.own
+        self._source = source
+        self._limit = limit
+        first: Source
+        if isinstance(source, BodySource):
+            first, limit = source.inner, source.first_count(limit)
+        else:
+            first = source
+        self._engine = _engine(first, self._sink, limit, mode, bound, self)
+        self._first: _Engine | None = None  # the engine before, which has ended
 
     @property
     def moved(self) -> int:
         """Bytes that the sink has accepted."""
-        return self._engine.moved
+        return self._engine.moved + (0 if self._first is None else self._first.moved)
 
     @property
     def spliced(self) -> int:
         """Those of them that went kernel to kernel."""
-        return self._engine.spliced
+        return self._engine.spliced + (0 if self._first is None else self._first.spliced)
 
     @property
     def undelivered(self) -> bytes:
@@ -89,12 +106,16 @@ class Transfer(Task):
     def _begin(self) -> None:
         try:
             self._sink.prepare()
+            if isinstance(self._source, BodySource) and self._limit != 0:
+                self._source.body.prepare()
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):  # for the caller, not for the transfer
                 raise
-        if self.ready():
-            return  # it failed, or was stopped meanwhile
+        if not self.ready():  # else it failed, or was stopped meanwhile
+            self._start_engine()
+
+    def _start_engine(self) -> None:
         self._watch()
         self._engine.start()
 
@@ -115,10 +136,28 @@ class Transfer(Task):
     def ended(self, error: BaseException | None) -> None:
         """Take note of the engine's end."""
         self._stop_watchdog()
+        source = self._source
+        if isinstance(source, BodySource) and self._first is None:
+            source.body.took(self._engine.moved + len(self._engine.undelivered))
+            if error is None and self.moved != self._limit:
+                self._go_on_with(source.own)
+                return
+        if isinstance(source, BodySource | SocketSource) and self._met_by_source(error):
+            error = source.failed(error)
         if error is None:
-            self.set(self._engine.moved)
+            self.set(self.moved)
         else:
             self.set_exception(error)
+
+    def _go_on_with(self, source: Source) -> None:
+        rest = None if self._limit is None else self._limit - self.moved
+        self._first, self._engine = self._engine, MethodCopy(source, self._sink, rest, self)
+        self._start_engine()
+
+    def _met_by_source(self, error: BaseException | None) -> TypeGuard[OSError]:
+        """Whether *error* is what the first engine met in taking bytes, not in giving them."""
+        waited_for_sink = bool(self._engine.undelivered)
+        return isinstance(error, OSError) and self._first is None and not waited_for_sink
 
 
 def copy(
@@ -158,8 +197,15 @@ def can_splice(src: Any, dst: Any) -> bool:
     """
     try:
         source, sink, mode = _recognition.source(src), _recognition.sink(dst), _options.mode("auto")
-    except (TypeError, ValueError, OSError):
+    except (TypeError, ValueError, OSError, InvalidThreadUseError):
         return False
+    if isinstance(source, BodySource):
+        return _is_worthwhile(source, sink, None, mode)
+    return _splices(source, sink, mode)
+
+
+def _splices(source: Source, sink: Sink, mode: str) -> bool:
+    """Return whether this pair is spliced, as far as one can tell without trying."""
     if mode == "copy" or (isinstance(sink, FileSink) and sink.appends()):
         return False
     if isinstance(source, FileSource):
@@ -168,7 +214,12 @@ def can_splice(src: Any, dst: Any) -> bool:
     return spliceable and _kernel.HAVE_SPLICE
 
 
-def _usable(mode: str, have_call: bool, name: str) -> str:
+def _is_worthwhile(source: BodySource, sink: Sink, count: int | None, mode: str) -> bool:
+    """Return whether to see through this body, and not just read it."""
+    return _splices(source.inner, sink, mode) and (mode == "splice" or not source.is_small(count))
+
+
+def _spliced_mode(mode: str, have_call: bool, name: str) -> str:
     """Return *mode*, or "copy" where this platform has not got the call it needs."""
     if mode == "copy" or have_call:
         return mode
@@ -180,9 +231,9 @@ def _engine(
     source: Source, sink: Sink, count: int | None, mode: str, moderation: float, owner: Owner
 ) -> _Engine:
     if isinstance(source, SocketSource) and isinstance(sink, SocketSink | FileSink):
-        mode = _usable(mode, _kernel.HAVE_SPLICE, "splice")
+        mode = _spliced_mode(mode, _kernel.HAVE_SPLICE, "splice")
         return Pump(source, sink, count, mode, moderation, owner)
     if isinstance(source, FileSource) and isinstance(sink, SocketSink):
-        mode = _usable(mode, _kernel.HAVE_SENDFILE, "sendfile")
+        mode = _spliced_mode(mode, _kernel.HAVE_SENDFILE, "sendfile")
         return FileSender(source, sink, count, mode, owner)
     return MethodCopy(source, sink, count, owner)

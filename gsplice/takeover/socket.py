@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Final
 
 from gsplice import _gevent, _recognition
 from gsplice._gevent import GeventSocket
+from gsplice.takeover._replacements import Replacements
 from gsplice.transfer import copy
+
+MODULE: Final = "gevent.socket"
 
 _BYTES: Final = frozenset({bytes, bytearray, memoryview})
 _READ_METHODS: Final = ("recv_into", "recv", "read")
 
 
-def install(replace: Callable[[Any, str, Any], None]) -> None:
+def install(module: ModuleType, replacements: Replacements) -> None:
     """Take over gevent's socket class."""
-    replace(GeventSocket, "sendall", _new_sendall(GeventSocket.sendall))
-    replace(GeventSocket, "sendfile", _new_sendfile(GeventSocket.sendfile))
+    sendall = replacements.original(GeventSocket, "sendall", "self", "data", "flags")
+    sendfile = replacements.original(GeventSocket, "sendfile", "self", "file", "offset", "count")
+    replacements.replace(GeventSocket, "sendall", _new_sendall(sendall))
+    replacements.replace(GeventSocket, "sendfile", _new_sendfile(sendfile))
 
 
 def _new_sendall(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,103 @@
+"""HTTP/1.1's chunked transfer coding as a sink (RFC 9112, 7.1).
+
+A chunk begins with its size, so that has to be known before the first byte goes out. It is: what
+was spliced waits in a pipe, what was copied in a buffer, and a file has a length.
+
+Invariant: `_frame` is what has to be sent before the next byte of the body, and `_open` is how
+many bytes of the chunk that was announced last are still to come. The line break behind a chunk
+goes out with whatever follows it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Final
+
+from gsplice import _kernel
+from gsplice._endpoint import SocketSink
+from gsplice._gevent import GeventSocket
+from gsplice._pipe import Pipe
+
+_LINE_BREAK: Final = b"\r\n"
+_MORE_FOLLOWS: Final = getattr(socket, "MSG_MORE", 0)
+
+
+class ChunkedSink(SocketSink):
+    """A real stream socket to which bytes go in chunks; the last, empty one is its owner's to send.
+
+    `framing` is the number of bytes that went out besides the body's.
+    """
+
+    __slots__ = ("_frame", "_open", "framing")
+
+    def __init__(self, sock: GeventSocket) -> None:
+        super().__init__(sock)
+        self._frame = b""
+        self._open = 0
+        self.framing = 0
+
+    def take_line_break(self) -> bytes:
+        """Return what is still to be sent behind the last chunk; it is not counted here."""
+        frame, self._frame = self._frame, b""
+        return frame
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send what there is room for now, and return how much; BlockingIOError for none."""
+        self._announce(len(data))
+        data = data[: self._open]
+        if not self._frame:
+            return self._sent(self._raw.send(data))
+        framed = len(self._frame)
+        count: int = self._raw.sendmsg([self._frame, data])
+        self._frame_went(min(count, framed))
+        if count < framed:
+            raise BlockingIOError(errno.EAGAIN, "there is no room for the body yet")
+        return self._sent(count - framed)
+
+    def splice_from(self, pipe: Pipe) -> int:
+        """Send what the pipe holds and there is room for; BlockingIOError where there is none."""
+        self._announce(pipe.held)
+        self._send_frame()
+        return self._sent(super().splice_from(pipe))
+
+    def send_file(self, file: int, offset: int, length: int) -> int:
+        """Send at most *length* bytes of the file from *offset*; 0 at its end."""
+        if not self._open:
+            length = min(length, os.fstat(file).st_size - offset)
+            if length <= 0:
+                return 0
+            self._announce(length)
+        self._send_frame()
+        sent = self._sent(_kernel.sendfile(self.fileno(), file, offset, self._open))
+        if not sent:
+            raise OSError(errno.EIO, "the file became shorter while it was sent")
+        return sent
+
+    def give(self, data: memoryview) -> int:
+        """Send *data* as a chunk, waiting for room; return how much that is."""
+        self._announce(len(data))
+        self.socket.sendall(b"".join((self._frame, data)))
+        self._frame_went(len(self._frame))
+        return self._sent(len(data))
+
+    def _announce(self, length: int) -> None:
+        """Begin a chunk of *length* bytes, unless one is under way."""
+        if not self._open:
+            self._open = length
+            self._frame += b"%x\r\n" % length
+
+    def _send_frame(self) -> None:
+        while self._frame:
+            self._frame_went(self._raw.send(self._frame, _MORE_FOLLOWS))
+
+    def _frame_went(self, count: int) -> None:
+        self.framing += count
+        self._frame = self._frame[count:]
+
+    def _sent(self, count: int) -> int:
+        self._open -= count
+        if count and not self._open:
+            self._frame = _LINE_BREAK
+        return count

@@ -1,0 +1,52 @@
+"""What a takeover has replaced, and how it is put back.
+
+Invariant: `undo` leaves every owner with the very object that it had before, or without the
+attribute where it had inherited it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+_INHERITED: Final = object()
+
+
+class NotAsExpected(Exception):
+    """A library is not, inside, what its takeover was written for."""
+
+
+class Replacements:
+    """The attributes that one takeover has replaced."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self) -> None:
+        self._record: list[tuple[Any, str, Any]] = []
+
+    def original(self, owner: Any, name: str, *parameters: str) -> Callable[..., Any]:
+        """Return the function *name* of a class or a module, which takes *parameters*.
+
+        :raises NotAsExpected: where it is not there, or takes others.
+        """
+        function: Callable[..., Any] | None = getattr(owner, name, None)
+        if function is None:
+            raise NotAsExpected(name)
+        if tuple(inspect.signature(function).parameters) != parameters:
+            raise NotAsExpected(name)
+        return function
+
+    def replace(self, owner: Any, name: str, new: Any) -> None:
+        """Put *new* into a class or a module."""
+        self._record.append((owner, name, vars(owner).get(name, _INHERITED)))
+        setattr(owner, name, new)
+
+    def undo(self) -> None:
+        """Put every original back."""
+        while self._record:
+            owner, name, original = self._record.pop()
+            if original is _INHERITED:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)

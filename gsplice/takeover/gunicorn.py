@@ -1,0 +1,122 @@
+"""gunicorn's gevent workers: a wrapped backend's response goes out spliced, a request's body too.
+
+``-k gevent_pywsgi`` is `gevent.pywsgi`'s affair, but for the wrapper's class. Regular files are
+gunicorn's own: it has the socket's ``sendfile`` send them, which is a takeover of the socket.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from types import ModuleType
+from typing import Any, Final
+
+from gsplice import _body, _recognition
+from gsplice._body import Body
+from gsplice._chunked import ChunkedSink
+from gsplice._endpoint import SocketSource
+from gsplice.takeover._replacements import Replacements
+from gsplice.transfer import Transfer, can_splice
+
+MODULE: Final = "gunicorn.http.wsgi"
+
+
+class RequestBody(Body):
+    """The body of a request with a Content-Length: ``environ["wsgi.input"]``.
+
+    Some of it may be in the body's own buffer, which has been counted, and some in the parser's
+    (the "unreader"), which has not.
+    """
+
+    __slots__ = ("_body", "_counted")
+
+    def __init__(self, body: Any) -> None:
+        left = body.buf.tell() + body.reader.length
+        super().__init__(SocketSource(body.reader.unreader.sock, self), left, body.read)
+        self._body = body
+        self._counted = 0
+
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take what is in the two buffers, and of this body; at most *limit* bytes."""
+        body, unreader = self._body, self._body.reader.unreader
+        body.buf, own = _split(body.buf, limit)
+        self._counted += len(own)
+        rest = body.reader.length if limit is None else min(limit - len(own), body.reader.length)
+        unreader.buf, ahead = _split(unreader.buf, rest)
+        return own + ahead
+
+    def timed_out(self) -> None:
+        """Nothing: sockets of gunicorn's have no time-out."""
+
+    def took(self, count: int) -> None:
+        """Count down what the reader has left."""
+        self._body.reader.length -= count - self._counted
+
+    def failed(self, error: Exception) -> Exception:
+        """Have gunicorn use the connection for no further request."""
+        self._body.failed = True
+        return error
+
+
+def _split(buffer: io.BytesIO, size: int | None) -> tuple[io.BytesIO, bytes]:
+    """Return what is left of *buffer*, with its position at its end, and the bytes before."""
+    data = buffer.getvalue()
+    taken = data[:size]
+    rest = io.BytesIO()
+    rest.write(data[len(taken) :])
+    return rest, taken
+
+
+def _look_at_request(body: Any) -> RequestBody | None:
+    readers = (type(body.reader).__name__, type(getattr(body.reader, "unreader", None)).__name__)
+    if readers != ("LengthReader", "SocketUnreader"):
+        return None
+    if not isinstance(_recognition.source(body.reader.unreader.sock), SocketSource):
+        return None
+    found = RequestBody(body)
+    return found if found.left else None
+
+
+_body.see_through("gunicorn.http.body.Body", _look_at_request)
+_body.unwrap("gunicorn.http.wsgi.FileWrapper", "filelike")
+
+
+def install(module: ModuleType, replacements: Replacements) -> None:
+    """Take over ``Response.write_file``."""
+    response = module.Response
+    original = replacements.original(response, "write_file", "self", "respiter")
+
+    @functools.wraps(original)
+    def write_file(self: Any, respiter: Any) -> None:
+        # A subclass (HTTP/2's) frames what it writes in its own way.
+        if type(self) is response and _takes(self, respiter):
+            _send_file(self, respiter.filelike)
+        else:
+            original(self, respiter)
+
+    replacements.replace(response, "write_file", write_file)
+
+
+def _takes(response: Any, wrapper: Any) -> bool:
+    under = _body.wrapped(wrapper)
+    if under is wrapper or _recognition.is_regular_file(under):
+        return False
+    if response.cfg.is_ssl or not response.can_sendfile():
+        return False
+    if getattr(response, "_omits_body", response.req.method == "HEAD"):
+        return False
+    return can_splice(under, response.sock)
+
+
+def _send_file(response: Any, under: Any) -> None:
+    response.send_headers()
+    sock, length = response.sock, response.response_length
+    count = None if length is None else max(length - response.sent, 0)
+    sink = ChunkedSink(sock) if response.chunked else sock
+    transfer = Transfer(under, sink, count)
+    try:
+        transfer.run()
+    finally:
+        response.sent += transfer.moved
+    if response.chunked:
+        sock.sendall(sink.take_line_break())

@@ -1,0 +1,124 @@
+"""The standard library's ``http.client``: a source as a request's body, a response as a source."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from types import ModuleType
+from typing import Any, Final
+
+from gsplice import _body
+from gsplice._body import Body
+from gsplice._chunked import ChunkedSink
+from gsplice._gevent import GeventSocket
+from gsplice.takeover._replacements import Replacements
+from gsplice.transfer import can_splice, copy
+
+MODULE: Final = "http.client"
+
+
+class ResponseBody(Body):
+    """The body of an ``HTTPResponse`` that has a length, or ends with its connection."""
+
+    __slots__ = ("_response",)
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(response.fp, response.length, self._read)
+        self._response = response
+
+    def took(self, count: int) -> None:
+        """Count down the response's own length."""
+        if self._response.length is not None:
+            self._response.length -= count
+
+    def _read(self, limit: int) -> bytes:
+        data: bytes = self._response.read1(limit)
+        if self._response.length == 0:
+            self._response.read(0)  # which ends the response; read1() does from Python 3.13 on
+        return data
+
+
+def look_at_response(response: Any) -> ResponseBody | None:
+    """Return the body of *response*, None where there is none or it comes in chunks."""
+    if response.fp is None or response.chunked or response._method == "HEAD":
+        return None
+    return ResponseBody(response) if response.length != 0 else None
+
+
+_body.see_through("http.client.HTTPResponse", look_at_response)
+# What urlopen() raises for 404 and the like can be read, and is the response in a wrapper.
+_body.unwrap("urllib.error.HTTPError", "fp")
+
+
+def install(module: ModuleType, replacements: Replacements) -> None:
+    """Take over ``HTTPConnection.send`` and what ``request`` sends a body with."""
+    connection = module.HTTPConnection
+    _install_send(connection, replacements)
+    _install_send_output(connection, replacements)
+
+
+def _install_send(connection: Any, replacements: Replacements) -> None:
+    original = replacements.original(connection, "send", "self", "data")
+
+    @functools.wraps(original)
+    def send(self: Any, data: Any) -> None:
+        if not _may_be_source(data):
+            original(self, data)
+            return
+        if self.sock is None:
+            original(self, b"")  # it connects, or says why it does not
+        if _takes(data, self.sock):
+            _send_body(self, data, in_chunks=False)
+        else:
+            original(self, data)
+
+    replacements.replace(connection, "send", send)
+
+
+def _install_send_output(connection: Any, replacements: Replacements) -> None:
+    original = replacements.original(
+        connection, "_send_output", "self", "message_body", "encode_chunked"
+    )
+
+    @functools.wraps(original)
+    def send_output(self: Any, message_body: Any = None, encode_chunked: bool = False) -> None:
+        if _may_be_source(message_body):
+            _connect(self)
+            if _takes(message_body, self.sock):
+                original(self)  # the head
+                _send_body(self, message_body, encode_chunked and self._http_vsn == 11)
+                return
+        original(self, message_body, encode_chunked)
+
+    replacements.replace(connection, "_send_output", send_output)
+
+
+def _send_body(connection: Any, body: Any, in_chunks: bool) -> None:
+    sys.audit("http.client.send", connection, body)
+    if in_chunks:
+        sink = ChunkedSink(connection.sock)
+        copy(body, sink)
+        connection.send(sink.take_line_break() + b"0\r\n\r\n")
+    else:
+        copy(body, connection.sock)
+
+
+def _connect(connection: Any) -> None:
+    """Connect where ``send`` would, with what it leaves behind where that fails."""
+    if connection.sock is None and connection.auto_open:
+        try:
+            connection.connect()
+        except BaseException:
+            del connection._buffer[:]
+            raise
+
+
+def _may_be_source(data: Any) -> bool:
+    return isinstance(data, GeventSocket) or hasattr(data, "read")
+
+
+def _takes(data: Any, sock: Any) -> bool:
+    """Whether *data* is spliced to *sock*; by no other way could a socket be a body at all."""
+    if sock is None:
+        return False
+    return isinstance(data, GeventSocket) or can_splice(data, sock)
