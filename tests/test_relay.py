@@ -192,6 +192,23 @@ def test_up_is_from_a_to_b_and_down_is_back(line: MakeLine) -> None:
 
 
 @each_mode
+def test_a_reader_as_an_end_gives_what_it_has_buffered_first(
+    line: MakeLine, spawn: Spawn, mode: str
+) -> None:
+    client, a, b, backend = line()
+    with a.makefile("rb") as reader_of_a, b.makefile("rb") as reader_of_b:
+        client.sendall(b"head\nearly")
+        backend.sendall(b"answer\nearlier")
+        assert (reader_of_a.readline(), reader_of_b.readline()) == (b"head\n", b"answer\n")
+        relaying = spawn(gsplice.relay, reader_of_a, reader_of_b, mode=mode)
+        assert (receive(backend, 5), receive(client, 7)) == (b"early", b"earlier")
+        spawn(send_and_end, client, b"more")
+        spawn(send_and_end, backend, b"and more")
+        assert (receive(backend), receive(client)) == (b"more", b"and more")
+        assert relaying.get() == (9, 15)
+
+
+@each_mode
 def test_copy_of_a_socket_to_itself_is_an_echo(line: MakeLine, spawn: Spawn, mode: str) -> None:
     client, source, _, _ = line()
     data = pattern(700_000)

@@ -30,12 +30,15 @@ class Replacements:
 
         :raises NotAsExpected: where it is not there, or takes others.
         """
-        function: Callable[..., Any] | None = getattr(owner, name, None)
-        if function is None:
+        function: Any = getattr(owner, name, None)
+        try:
+            found = tuple(inspect.signature(function).parameters)
+        except (TypeError, ValueError) as error:  # it is none, or will not say
+            raise NotAsExpected(name) from error
+        if found != parameters:
             raise NotAsExpected(name)
-        if tuple(inspect.signature(function).parameters) != parameters:
-            raise NotAsExpected(name)
-        return function
+        original: Callable[..., Any] = function
+        return original
 
     def replace(self, owner: Any, name: str, new: Any) -> None:
         """Put *new* into a class or a module."""

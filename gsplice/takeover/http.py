@@ -11,10 +11,15 @@ from gsplice import _body
 from gsplice._body import Body
 from gsplice._chunked import ChunkedSink
 from gsplice._gevent import GeventSocket
+from gsplice._recognition import is_real_stream_socket
 from gsplice.takeover._replacements import Replacements
 from gsplice.transfer import can_splice, copy
 
 MODULE: Final = "http.client"
+
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+#: Bytes to read at once where they cannot be spliced.
+_BLOCK: Final = 16 * 1024
 
 
 class ResponseBody(Body):
@@ -67,7 +72,7 @@ def _install_send(connection: Any, replacements: Replacements) -> None:
             return
         if self.sock is None:
             original(self, b"")  # it connects, or says why it does not
-        if _takes(data, self.sock):
+        if _takes(self, data):
             _send_body(self, data, in_chunks=False)
         else:
             original(self, data)
@@ -84,7 +89,7 @@ def _install_send_output(connection: Any, replacements: Replacements) -> None:
     def send_output(self: Any, message_body: Any = None, encode_chunked: bool = False) -> None:
         if _may_be_source(message_body):
             _connect(self)
-            if _takes(message_body, self.sock):
+            if _takes(self, message_body):
                 original(self)  # the head
                 _send_body(self, message_body, encode_chunked and self._http_vsn == 11)
                 return
@@ -94,13 +99,18 @@ def _install_send_output(connection: Any, replacements: Replacements) -> None:
 
 
 def _send_body(connection: Any, body: Any, in_chunks: bool) -> None:
+    sock = connection.sock
     sys.audit("http.client.send", connection, body)
-    if in_chunks:
-        sink = ChunkedSink(connection.sock)
+    if not in_chunks:
+        copy(body, sock)
+    elif is_real_stream_socket(sock):
+        sink = ChunkedSink(sock)
         copy(body, sink)
-        connection.send(sink.take_line_break() + b"0\r\n\r\n")
-    else:
-        copy(body, connection.sock)
+        connection.send(sink.take_line_break() + _LAST_CHUNK)
+    else:  # a socket's bytes, over TLS
+        while data := body.recv(_BLOCK):
+            connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+        connection.send(_LAST_CHUNK)
 
 
 def _connect(connection: Any) -> None:
@@ -117,8 +127,9 @@ def _may_be_source(data: Any) -> bool:
     return isinstance(data, GeventSocket) or hasattr(data, "read")
 
 
-def _takes(data: Any, sock: Any) -> bool:
-    """Whether *data* is spliced to *sock*; by no other way could a socket be a body at all."""
-    if sock is None:
+def _takes(connection: Any, data: Any) -> bool:
+    """Whether *data* is spliced; and in no other way could a socket be a body at all."""
+    sock = connection.sock
+    if not isinstance(sock, GeventSocket) or connection.debuglevel > 0:  # it prints each block
         return False
     return isinstance(data, GeventSocket) or can_splice(data, sock)

@@ -1,0 +1,96 @@
+"""The chunked transfer coding as a sink: each byte in its chunk, whatever the sink has room for."""
+
+from __future__ import annotations
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent import socket
+from peers import MODES, MakeLine, Spawn, error_of, pattern, receive, send_and_end, small_buffers
+
+import gsplice
+from gsplice._chunked import ChunkedSink
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def decoded(wire: bytes) -> bytes:
+    """Return the body that *wire* is the chunked coding of; nothing may be left over."""
+    body, rest = bytearray(), io.BytesIO(wire)
+    while size := int(rest.readline(), 16):
+        body += rest.read(size)
+        assert rest.read(2) == b"\r\n"
+    assert rest.read() == b"\r\n"
+    return bytes(body)
+
+
+def send_in_chunks(source: Any, sink: socket.socket, mode: str, count: int | None = None) -> int:
+    """Send what a server would; return how many bytes went out, as the sink has counted them."""
+    chunked = ChunkedSink(sink)
+    moved = gsplice.copy(source, chunked, count, mode=mode)
+    end = chunked.take_line_break() + LAST_CHUNK
+    sink.sendall(end)
+    sink.shutdown(socket.SHUT_WR)
+    return moved + chunked.framing + len(end)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [0, 1, 2, 16_384, 16_385, 3_000_001])
+@pytest.mark.parametrize("slow", [False, True], ids=["", "small-buffers"])
+def test_from_a_socket(line: MakeLine, spawn: Spawn, size: int, mode: str, slow: bool) -> None:
+    client, source, sink, backend = line()
+    if slow:
+        size //= 10
+        small_buffers(sink)
+        small_buffers(backend)
+    data = pattern(size, 1)
+    spawn(send_and_end, client, data)
+    received = spawn(receive, backend)
+    sent = send_in_chunks(source, sink, mode)
+    assert decoded(received.get()) == data
+    assert sent == len(received.get())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", [None, 1, 70_000])
+def test_from_a_file(line: MakeLine, spawn: Spawn, tmp_path: Path, mode: str, count: int) -> None:
+    _, _, sink, backend = line()
+    small_buffers(sink)
+    data = pattern(1_200_000, 2)
+    (tmp_path / "file").write_bytes(data)
+    received = spawn(receive, backend)
+    with open(tmp_path / "file", "rb") as file:
+        file.seek(3)
+        sent = send_in_chunks(file, sink, mode, count)
+    assert decoded(received.get()) == data[3:][:count]
+    assert sent == len(received.get())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_from_an_object(line: MakeLine, spawn: Spawn, mode: str) -> None:
+    _, _, sink, backend = line()
+    data = pattern(200_000, 3)
+    received = spawn(receive, backend)
+    sent = send_in_chunks(io.BytesIO(data), sink, mode)
+    assert decoded(received.get()) == data
+    assert sent == len(received.get())
+
+
+def test_a_file_that_becomes_shorter_is_an_error_not_a_wrong_chunk(
+    line: MakeLine, spawn: Spawn, tmp_path: Path
+) -> None:
+    _, _, sink, backend = line()
+    small_buffers(sink)
+    (tmp_path / "file").write_bytes(pattern(400_000, 4))
+    with open(tmp_path / "file", "rb+") as file:
+        transfer = gsplice.Transfer(file, ChunkedSink(sink)).start()
+        first = receive(backend, 1000)
+        file.truncate(10_000)
+        spawn(receive, backend)
+        error = error_of(transfer.get, timeout=10)
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EIO
+    assert first.startswith(b"61a80\r\n")  # 400,000 bytes were announced
