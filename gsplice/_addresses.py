@@ -16,6 +16,8 @@ Address: TypeAlias = tuple[str, int] | str
 _HOST_AND_PORT: Final = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%\w+)?)\]|(?P<host>[^:\[\]/\s]*)):(?P<port>[0-9]{1,5})"
 )
+#: Bytes that ``sun_path`` has room for, beside the NUL at its end (unix(7)).
+_LONGEST_PATH: Final = 107
 _FORMS: Final = "host:port, [v6]:port or unix:/path"
 
 
@@ -32,7 +34,8 @@ def parse(text: str, *, to_listen: bool = False) -> Address:
         raise ValueError(f"bad address {text!r}: expected {_FORMS}")
     host, port = match["v6"] or match["host"] or "", int(match["port"])
     if port > 65535 or (port == 0 and not to_listen):
-        raise ValueError(f"bad address {text!r}: the port must be from 1 to 65535")
+        first = 0 if to_listen else 1
+        raise ValueError(f"bad address {text!r}: the port must be from {first} to 65535")
     if not host and not to_listen:
         raise ValueError(f"bad address {text!r}: the host is missing")
     return host, port
@@ -42,6 +45,8 @@ def _parse_path(text: str) -> str:
     path = text.removeprefix("unix:")
     if not path:
         raise ValueError(f"bad address {text!r}: the path is missing")
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise ValueError(f"bad address {text!r}: the path has more than {_LONGEST_PATH} bytes")
     return path
 
 

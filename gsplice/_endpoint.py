@@ -213,6 +213,8 @@ class ObjectSink:
         written = self._write(data[:_TLS_RECORD] if self._is_tls else data)
         if written is None:  # a raw stream in non-blocking mode (io.RawIOBase.write)
             raise BlockingIOError(errno.EAGAIN, "the sink is in non-blocking mode")
+        if not 0 <= written <= len(data):
+            raise ValueError(f"the sink says that it took {written} of {len(data)} bytes")
         return int(written)
 
     def settle(self) -> None:

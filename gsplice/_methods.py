@@ -79,8 +79,10 @@ class MethodCopy(Direction):
             chunk = self._source.take(limit)
             if not chunk:
                 return
-            self._count_down(len(chunk))
             self._chunk = memoryview(chunk)
+            if self._remaining is not None and len(chunk) > self._remaining:
+                raise ValueError(f"the source gave {len(chunk)} bytes, asked for at most {limit}")
+            self._count_down(len(chunk))
             self._deliver()
             self._let_others_run()
 

@@ -64,11 +64,11 @@ def not_negative(name: str, given: float) -> float:
     return number
 
 
-def max_connections(given: int | None) -> int | None:
+def max_connections(given: int | None, name: str = "max_connections") -> int | None:
     """Return how many connections a server may serve at once, None for any number."""
-    number = _whole("max_connections", given)
+    number = _whole(name, given)
     if number is not None and number < 1:
-        raise ValueError(f"max_connections must be at least 1, or None: {number}")
+        raise ValueError(f"{name} must be at least 1, or None: {number}")
     return number
 
 

@@ -222,6 +222,8 @@ def _into(recv_into: Callable[[bytearray], int | None]) -> Callable[[int], bytes
     def receive(limit: int) -> bytes | None:
         buffer = bytearray(limit)
         count = recv_into(buffer)
+        if count is not None and not 0 <= count <= limit:
+            raise ValueError(f"the source says that it put {count} bytes where {limit} fit")
         return None if count is None else bytes(buffer[:count])
 
     return receive

@@ -161,6 +161,9 @@ def _demo(options: argparse.Namespace) -> int:
 def _server(options: argparse.Namespace) -> _Server:
     try:
         _options.not_negative("--grace", options.grace)
+        _options.not_negative("--moderation", options.moderation)
+        _options.seconds("--idle-timeout", options.idle_timeout)
+        _options.max_connections(options.max_connections, "--max-connections")
         address = _addresses.parse(options.listen, to_listen=True)
         target = _addresses.parse(options.target)
         listener = _addresses.listen(address, _BACKLOG)

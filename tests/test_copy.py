@@ -831,3 +831,41 @@ def test_can_splice_says_no_to_what_is_no_end(line: MakeLine, bad: Any) -> None:
     _, source, sink, _ = line()
     assert gsplice.can_splice(bad, sink) is False
     assert gsplice.can_splice(source, bad) is False
+
+
+class Generous(io.BytesIO):
+    """A source that gives more than it is asked for."""
+
+    def read1(self, size: int | None = -1) -> bytes:
+        return super().read1(-1)
+
+
+def test_a_source_that_gives_too_much_is_an_error_that_loses_nothing() -> None:
+    assert gsplice.copy(Generous(b"all of it"), io.BytesIO()) == 9
+    transfer = gsplice.Transfer(Generous(b"all of it"), io.BytesIO(), 3)
+    with pytest.raises(ValueError, match="gave 9 bytes, asked for at most 3"):
+        transfer.run()
+    assert (transfer.moved, transfer.undelivered) == (0, b"all of it")
+
+
+@pytest.mark.parametrize("said", [-1, 4])
+def test_a_sink_that_miscounts_is_an_error(said: int) -> None:
+    class Miscounting(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            return said
+
+    with pytest.raises(ValueError, match=f"says that it took {said} of 3 bytes"):
+        gsplice.copy(io.BytesIO(b"abc"), Miscounting())
+
+
+@pytest.mark.parametrize("said", [-1, 1 << 20])
+def test_a_source_that_miscounts_is_an_error(said: int) -> None:
+    class Miscounting:
+        def recv_into(self, buffer: bytearray) -> int:
+            return said
+
+    with pytest.raises(ValueError, match=f"says that it put {said} bytes"):
+        gsplice.copy(Miscounting(), io.BytesIO())
