@@ -72,6 +72,10 @@ class BodySource:
         sizes = [size for size in (self.body.left, count) if size is not None]
         return bool(sizes) and min(sizes) < _SMALL
 
+    def is_over(self, moved: int | None) -> bool:
+        """Whether nothing is left of it but its end, once *moved* bytes have been taken."""
+        return moved is not None and moved == self.body.left
+
     def first_count(self, count: int | None) -> int | None:
         """Return how many bytes *inner* has to give, where *count* are wanted."""
         left = self.body.left

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from typing import Final
 
@@ -34,6 +35,8 @@ HAVE_SENDFILE: Final = hasattr(os, "sendfile")
 # SPLICE_F_NONBLOCK covers the pipe alone (the sockets are non-blocking themselves).
 # SPLICE_F_MORE is left out on purpose: it holds small messages back for 200 ms (golang #10948).
 _SPLICE_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
+#: Holds partial segments back; None where there is no such option (tcp(7)).
+TCP_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
 _READ_SIZE: Final = 1024 * 1024
 _F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 _F_GETPIPE_SZ: Final = getattr(fcntl, "F_GETPIPE_SZ", 1032)

@@ -6,14 +6,22 @@ anything that can be read.
 Invariant: what goes out is what the server itself would have sent for the same result, but for
 two things which it leaves to the application: no byte follows the last one that Content-Length
 allows, and none at all the head of an answer that has no body.
+
+Invariant: the head waits for the first block, as it does in the server's own loop: until then an
+error can still become an answer of its own. The two go out together, where a client that delays
+its acknowledgements would else delay the second (RFC 1122, 4.2.3.2 and 4.2.3.4).
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Final
 from wsgiref.util import FileWrapper
 
-from gsplice import _body
+from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP
+
+from gsplice import _body, _kernel
 from gsplice._chunked import ChunkedSink
 from gsplice._recognition import is_regular_file
 from gsplice.transfer import Transfer, can_splice
@@ -21,8 +29,13 @@ from gsplice.transfer import Transfer, can_splice
 #: Its key in the environment, and what an application finds there.
 FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
 
+_TCP_FAMILIES: Final = (AF_INET, AF_INET6)
 _WITHOUT_BODY: Final = (204, 304)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
+#: Bytes. A body of no more is cheaper to read and send.
+_SMALL: Final = 16 * 1024
+#: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
+_FIRST: Final = 8 * 1024
 
 _body.unwrap("wsgiref.util.FileWrapper", "filelike")
 _body.unwrap("werkzeug.wsgi.FileWrapper", "file")
@@ -35,14 +48,18 @@ def send_file(handler: Any) -> bool:
         return False
     if handler.headers_sent or not handler.status:  # write() was used, or nothing at all
         return False
-    handler.write(b"")  # the head
     if handler.command == "HEAD" or handler.code in _WITHOUT_BODY:
+        handler.write(b"")
         return True
-    count = _content_length(handler)
-    if can_splice(under, handler.socket):
-        _send_spliced(handler, under, count)
+    left = _content_length(handler)
+    if (left is None or left > _SMALL) and can_splice(under, handler.socket):
+        left = _send_spliced(handler, under, left)
     else:
-        _write_blocks(handler, count)
+        left = _send_blocks(handler, left)
+    if handler.response_use_chunked:
+        handler._sendall(_LAST_CHUNK)
+    elif left:
+        handler.close_connection = True  # nothing else could tell the client
     return True
 
 
@@ -53,9 +70,44 @@ def _content_length(handler: Any) -> int | None:
         return None
 
 
-def _send_spliced(handler: Any, under: Any, count: int | None) -> None:
+def _send_blocks(handler: Any, left: int | None) -> int | None:
+    """Send what the wrapper gives, at most *left* bytes; return how many are missing."""
+    for block in handler.result:
+        if left == 0:
+            break  # it has been asked once more, and so has met its end
+        left = _write(handler, block, left)
+    if not handler.headers_sent:
+        handler.write(b"")
+    return left
+
+
+def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
+    """Send what *under* has in the kernel, at most *left* bytes; return how many are missing."""
+    if is_regular_file(under):
+        with _joined(handler.socket):
+            handler.write(b"")
+            return _send_rest(handler, under, left)
+    first = under.read1(_FIRST) if hasattr(under, "read1") else next(iter(handler.result), b"")
+    left = _write(handler, first, left)
+    return _send_rest(handler, under, left) if first else left
+
+
+def _write(handler: Any, block: bytes, left: int | None) -> int | None:
+    """Write *block*, and the head before it where it is the first; return what *left* becomes."""
+    if left is not None:
+        block = block[:left]
+        left -= len(block)
+    if handler.headers_sent:
+        handler.write(block)
+    else:
+        with _joined(handler.socket):
+            handler.write(block)
+    return left
+
+
+def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
     sink = ChunkedSink(handler.socket) if handler.response_use_chunked else None
-    transfer = Transfer(under, sink or handler.socket, count)
+    transfer = Transfer(under, sink or handler.socket, left)
     try:
         transfer.run()
     except OSError as error:
@@ -65,9 +117,8 @@ def _send_spliced(handler: Any, under: Any, count: int | None) -> None:
     finally:
         handler.response_length += transfer.moved + (sink.framing if sink else 0)
     if sink:
-        handler._sendall(sink.take_line_break() + _LAST_CHUNK)
-    elif count is not None and transfer.moved < count:
-        handler.close_connection = True  # nothing else could tell the client
+        handler._sendall(sink.take_line_break())
+    return None if left is None else left - transfer.moved
 
 
 def _lost_client(handler: Any, error: OSError) -> None:
@@ -77,17 +128,16 @@ def _lost_client(handler: Any, error: OSError) -> None:
         handler.code = -handler.code
 
 
-def _write_blocks(handler: Any, count: int | None) -> None:
-    left = count
-    for block in handler.result if left != 0 else ():
-        if left is not None:
-            block = block[:left]
-            left -= len(block)
-        if block:
-            handler.write(block)
-        if left == 0:
-            break
-    if handler.response_use_chunked:
-        handler._sendall(_LAST_CHUNK)
-    elif left:
-        handler.close_connection = True
+@contextlib.contextmanager
+def _joined(sock: Any) -> Iterator[None]:
+    """Have what is sent meanwhile go out in segments that are as full as can be (tcp(7))."""
+    cork = _kernel.TCP_CORK
+    if cork is None or sock.family not in _TCP_FAMILIES or sock.getsockopt(IPPROTO_TCP, cork):
+        yield
+        return
+    sock.setsockopt(IPPROTO_TCP, cork, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may be closed by now
+            sock.setsockopt(IPPROTO_TCP, cork, 0)

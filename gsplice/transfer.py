@@ -139,7 +139,7 @@ class Transfer(Task):
         source = self._source
         if isinstance(source, BodySource) and self._first is None:
             source.body.took(self._engine.moved + len(self._engine.undelivered))
-            if error is None and self.moved != self._limit:
+            if error is None and (self.moved != self._limit or source.is_over(self._limit)):
                 self._go_on_with(source.own)
                 return
         if isinstance(source, BodySource | SocketSource) and self._met_by_source(error):
@@ -151,6 +151,7 @@ class Transfer(Task):
 
     def _go_on_with(self, source: Source) -> None:
         rest = None if self._limit is None else self._limit - self.moved
+        rest = rest or None  # at its end it has nothing to give, and is to be asked
         self._first, self._engine = self._engine, MethodCopy(source, self._sink, rest, self)
         self._start_engine()
 

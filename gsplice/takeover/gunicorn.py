@@ -20,6 +20,11 @@ from gsplice.transfer import Transfer, can_splice
 
 MODULE: Final = "gunicorn.http.wsgi"
 
+#: Bytes. A body of no more is cheaper to read and send.
+_SMALL: Final = 16 * 1024
+#: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
+_FIRST: Final = 8 * 1024
+
 
 class RequestBody(Body):
     """The body of a request with a Content-Length: ``environ["wsgi.input"]``.
@@ -105,10 +110,18 @@ def _takes(response: Any, wrapper: Any) -> bool:
         return False
     if getattr(response, "_omits_body", response.req.method == "HEAD"):
         return False
+    if response.response_length is not None and response.response_length <= _SMALL:
+        return False
     return can_splice(under, response.sock)
 
 
 def _send_file(response: Any, under: Any) -> None:
+    if hasattr(under, "read1"):
+        # Before the head goes out: until then an error can still become an answer of its own.
+        first = under.read1(_FIRST)
+        response.write(first)
+        if not first:
+            return
     response.send_headers()
     sock, length = response.sock, response.response_length
     count = None if length is None else max(length - response.sent, 0)
