@@ -115,10 +115,12 @@ def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
             _lost_client(handler, error)
         raise
     finally:
-        handler.response_length += transfer.moved + (sink.framing if sink else 0)
+        moved = transfer.moved
+        handler.response_length += moved + (sink.framing if sink else 0)
+        del transfer  # what is raised refers to this frame, and the transfer to what is raised
     if sink:
         handler._sendall(sink.take_line_break())
-    return None if left is None else left - transfer.moved
+    return None if left is None else left - moved
 
 
 def _lost_client(handler: Any, error: OSError) -> None:

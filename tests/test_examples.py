@@ -123,14 +123,17 @@ def assert_holds_no_more_files_after(program: Program, visit, times: int = 5) ->
 # What all of them have in common.
 
 ARGUMENTS = {
+    "download.py": ["no-port", "file"],
     "echo_server.py": ["no-port"],
+    "http_proxy.py": ["no-port"],
     "port_forwarder.py": ["127.0.0.1:0", "no-port"],
     "sni_router.py": ["127.0.0.1:0", "name=no-port"],
     "socks5_proxy.py": ["no-port"],
+    "wsgi_reverse_proxy.py": ["no-port", "127.0.0.1:80"],
 }
 
 
-def test_each_example_has_its_tests_here():
+def test_each_example_is_listed_here():
     assert sorted(ARGUMENTS) == NAMES
 
 

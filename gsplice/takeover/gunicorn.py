@@ -131,5 +131,6 @@ def _send_file(response: Any, under: Any) -> None:
         transfer.run()
     finally:
         response.sent += transfer.moved
+        del transfer  # what is raised refers to this frame, and the transfer to what is raised
     if response.chunked:
         sock.sendall(sink.take_line_break())
