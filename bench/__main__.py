@@ -1,15 +1,16 @@
-"""``python -m bench [relay | memory] ...``; ``relay`` when nothing is named."""
+"""``python -m bench [relay | memory | web] ...``; ``relay`` when nothing is named."""
 
 import sys
 
 try:
     from bench import memory, relay
+    from bench.web import command as web
 except ModuleNotFoundError as error:
     if error.name != "tabulate":
         raise
     sys.exit("the bench needs tabulate: python -m pip install -e '.[bench]'")
 
-COMMANDS = {"relay": relay.main, "memory": memory.main}
+COMMANDS = {"relay": relay.main, "memory": memory.main, "web": web.main}
 
 
 def main(arguments: list[str]) -> int:

@@ -3,16 +3,38 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from bench.compiler import compiler
 from bench.contenders import Contender, all_contenders
+from bench.measure import Measurement
+from bench.processes import ProcessFailed
 from bench.regimes import Regime
-from bench.report import BASELINE
+from bench.report import BASELINE, Rounds
 
-Named = TypeVar("Named", Contender, Regime)
+
+class Named(Protocol):
+    """Anything with a name: a regime, say."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Participant(Named, Protocol):
+    """A contender, or whatever else takes its turn in a round."""
+
+    @property
+    def missing(self) -> Callable[[], str]: ...
+
+    @property
+    def by_default(self) -> bool: ...
+
+
+Choice = TypeVar("Choice", bound=Named)
+Taking = TypeVar("Taking", bound=Participant)
+Case = TypeVar("Case", bound=Regime)
 
 
 def add_contender_option(options: argparse.ArgumentParser) -> None:
@@ -21,7 +43,25 @@ def add_contender_option(options: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen(named: Sequence[Named], patterns: Sequence[str] | None) -> list[Named]:
+def add_rounds_options(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--rounds", type=int, default=5, help="for each of them (default: 5)")
+    options.add_argument(
+        "--seconds", type=float, default=1.0, help="for each measurement (default: 1.0)"
+    )
+    options.add_argument(
+        "--warmup", type=float, default=0.3, help="seconds before each, not counted (default: 0.3)"
+    )
+    add_contender_option(options)
+    options.add_argument("--json", metavar="FILE", help="write every measurement to FILE")
+    options.add_argument("--list", action="store_true", help="list what there is to choose from")
+
+
+def check_rounds_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.rounds < 1 or options.seconds <= 0 or options.warmup < 0:
+        parser.error("--rounds and --seconds are more than 0, --warmup is not less")
+
+
+def chosen(named: Sequence[Choice], patterns: Sequence[str] | None) -> list[Choice]:
     """Those that a pattern matches, or all; a pattern that matches none ends the program."""
     if patterns is None:
         return list(named)
@@ -33,17 +73,74 @@ def chosen(named: Sequence[Named], patterns: Sequence[str] | None) -> list[Named
 
 def chosen_contenders(patterns: Sequence[str] | None) -> list[Contender]:
     """Those asked for that are on this machine; the one that all are compared with first."""
-    contenders = all_contenders()
+    return sorted(present(all_contenders(), patterns), key=lambda one: one.name != BASELINE)
+
+
+def present(named: Sequence[Taking], patterns: Sequence[str] | None) -> list[Taking]:
+    """Those asked for that are on this machine; of the others it is said why they are not."""
     if patterns is None:
-        contenders = [contender for contender in contenders if contender.by_default]
-    picked = sorted(chosen(contenders, patterns), key=lambda one: one.name != BASELINE)
-    for contender in picked:
-        if reason := contender.missing():
-            print(f"left out: {contender.name} ({reason})")
-    present = [contender for contender in picked if not contender.missing()]
-    if not present:
+        named = [one for one in named if one.by_default]
+    found = []
+    for one in chosen(named, patterns):
+        if reason := one.missing():
+            print(f"left out: {one.name} ({reason})")
+        else:
+            found.append(one)
+    if not found:
         sys.exit("no contender is left")
-    return present
+    return found
+
+
+def run_rounds(
+    done: list[Rounds],
+    plan: Sequence[tuple[Case, Sequence[Taking]]],
+    options: argparse.Namespace,
+    measure: Callable[[Taking, Case, float, float], Measurement],
+    table: Callable[[Rounds], str],
+) -> int:
+    """Add to ``done`` what is measured, as it is: an interrupt does not lose the rest.
+
+    The result is the exit status that says how it went.
+    """
+    try:
+        for case, contenders in plan:
+            done.append(Rounds(case))
+            try:
+                _take_turns(done[-1], case, contenders, options, measure)
+            finally:
+                print(table(done[-1]), end="\n\n", flush=True)
+    except KeyboardInterrupt:
+        progress("")
+        print("interrupted; what was measured until now:", file=sys.stderr)
+        return 130
+    return 1 if any(rounds.failures for rounds in done) else 0
+
+
+def _take_turns(
+    rounds: Rounds,
+    case: Case,
+    contenders: Sequence[Taking],
+    options: argparse.Namespace,
+    measure: Callable[[Taking, Case, float, float], Measurement],
+) -> None:
+    for number in range(options.rounds):
+        for contender in rotated(contenders, number):
+            if contender.name in rounds.failures:
+                continue
+            progress(f"{case.name}: round {number + 1} of {options.rounds}, {contender.name}")
+            try:
+                result = measure(contender, case, options.warmup, options.seconds)
+            except ProcessFailed as failure:
+                rounds.failures[contender.name] = str(failure)
+            else:
+                rounds.add(contender.name, number, result)
+    progress("")
+
+
+def rotated(contenders: Sequence[Taking], by: int) -> list[Taking]:
+    """Another one goes first in each round, so that none is always measured after the same one."""
+    by %= len(contenders)
+    return [*contenders[by:], *contenders[:by]]
 
 
 def print_facts(facts: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+HEADER = Path(__file__).with_name("peer.h")  # what the programs include, if any
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-pthread")
 
 
@@ -32,7 +33,7 @@ def _cache() -> Path:
 
 def _digest(source: Path) -> str:
     recipe = " ".join((compiler() or "", *FLAGS, "")).encode()
-    return hashlib.sha256(recipe + source.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(recipe + HEADER.read_bytes() + source.read_bytes()).hexdigest()[:16]
 
 
 def _compile(source: Path, program: Path) -> None:

@@ -21,7 +21,7 @@ class Measurement:
     """What one contender did in one round of one regime."""
 
     seconds: float
-    amount: int  # bytes out at the backend (one-way), or messages that came back (ping-pong)
+    amount: int  # bytes that came out (one-way), or messages that came back (ping-pong)
     relay_cpu: float
     client_cpu: float
     backend_cpu: float

@@ -19,168 +19,13 @@
  */
 
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#include "peer.h"
 #include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
-
-enum {
-    MOST_PIDS = 256,
-    EVENTS_AT_ONCE = 256,
-    BACKLOG = 4096,
-    LINE_LENGTH = 4096,
-    DISCARD_AT_ONCE = 1 << 30, /* the kernel drops what is queued: no buffer has this size */
-};
-static const uint64_t SECOND = 1000000000;
-static const uint64_t LONGEST_DRAIN = 5 * SECOND; /* for the last replies, after the window */
 
 static char payload[1 << 20]; /* what is sent; its content does not matter to a relay */
-
-static void die(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("peer: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    _exit(1);
-}
-
-static void die_of_errno(const char *what)
-{
-    die("%s: %s", what, strerror(errno));
-}
-
-/* ---- the window ---------------------------------------------------------------------------------------- */
-
-static uint64_t nanoseconds(clockid_t clock)
-{
-    struct timespec time;
-    if (clock_gettime(clock, &time) != 0)
-        die_of_errno("clock_gettime");
-    return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
-}
-
-static uint64_t now(void)
-{
-    return nanoseconds(CLOCK_MONOTONIC);
-}
-
-struct window {
-    uint64_t begin, end; /* planned */
-    int pid_count;
-    clockid_t clocks[MOST_PIDS]; /* a process's clock includes its threads, the ended ones too */
-    uint64_t cpu[MOST_PIDS];
-    uint64_t opened, closed; /* as it was */
-};
-
-static void window_open(struct window *window)
-{
-    for (int i = 0; i < window->pid_count; i++)
-        window->cpu[i] = nanoseconds(window->clocks[i]);
-    window->opened = now();
-}
-
-static void window_close(struct window *window)
-{
-    window->closed = now();
-    for (int i = 0; i < window->pid_count; i++)
-        window->cpu[i] = nanoseconds(window->clocks[i]) - window->cpu[i];
-}
-
-/* The fields that every answer begins with; the caller adds its own and closes the object. */
-static void window_print(const struct window *window)
-{
-    printf("{\"seconds\": %.9f, \"cpu\": [", (double)(window->closed - window->opened) / 1e9);
-    for (int i = 0; i < window->pid_count; i++)
-        printf("%s%.9f", i ? ", " : "", (double)window->cpu[i] / 1e9);
-    printf("]");
-}
-
-static struct window window_from_command(char *line)
-{
-    struct window window = {0};
-    char *rest = line, *word = strsep(&rest, " \n");
-    if (strcmp(word, "measure") != 0)
-        die("not a command: %s", word);
-    double warmup = strtod(rest, &rest);
-    double seconds = strtod(rest, &rest);
-    window.begin = now() + (uint64_t)(warmup * 1e9);
-    window.end = window.begin + (uint64_t)(seconds * 1e9);
-    for (;;) {
-        char *start = rest;
-        long pid = strtol(start, &rest, 10);
-        if (rest == start)
-            return window;
-        if (window.pid_count == MOST_PIDS)
-            die("more than %d processes", MOST_PIDS);
-        int error = clock_getcpuclockid((pid_t)pid, &window.clocks[window.pid_count++]);
-        if (error != 0)
-            die("the CPU clock of process %ld: %s", pid, strerror(error));
-    }
-}
-
-static void sleep_until(uint64_t moment)
-{
-    struct timespec time = {.tv_sec = (time_t)(moment / SECOND), .tv_nsec = (long)(moment % SECOND)};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) == EINTR)
-        ;
-}
-
-/* ---- sockets ------------------------------------------------------------------------------------------- */
-
-static void set_no_delay(int fd)
-{
-    int on = 1;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
-        die_of_errno("TCP_NODELAY");
-}
-
-static struct sockaddr_in loopback(int port)
-{
-    return (struct sockaddr_in){
-        .sin_family = AF_INET,
-        .sin_port = htons((uint16_t)port),
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-    };
-}
-
-static int listen_on_loopback(int socket_flags)
-{
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | socket_flags, 0);
-    struct sockaddr_in address = loopback(0);
-    socklen_t length = sizeof address;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) != 0 || listen(fd, BACKLOG) != 0
-        || getsockname(fd, (struct sockaddr *)&address, &length) != 0)
-        die_of_errno("listen");
-    printf("ready %d\n", ntohs(address.sin_port));
-    return fd;
-}
-
-static int connect_to(int port)
-{
-    struct sockaddr_in address = loopback(port);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
-        die_of_errno("connect");
-    return fd;
-}
 
 static void start_thread(void *(*body)(void *), void *argument)
 {
@@ -399,21 +244,9 @@ static struct {
     int poll, connections, in_flight;
     size_t size;
     struct pinger *pingers;
-    uint64_t *latencies; /* every one: percentiles are exact */
-    size_t latency_count, latency_capacity;
+    struct latencies latencies;
     enum { WARMING_UP, OBSERVING, STOPPING } phase;
 } ping;
-
-static void ping_record(uint64_t latency)
-{
-    if (ping.latency_count == ping.latency_capacity) {
-        ping.latency_capacity = ping.latency_capacity ? 2 * ping.latency_capacity : 1 << 18;
-        ping.latencies = realloc(ping.latencies, ping.latency_capacity * sizeof *ping.latencies);
-        if (!ping.latencies)
-            die("out of memory");
-    }
-    ping.latencies[ping.latency_count++] = latency;
-}
 
 static void ping_send(struct pinger *pinger)
 {
@@ -449,7 +282,7 @@ static void ping_on_event(struct pinger *pinger)
         return;
     uint64_t moment = now();
     if (ping.phase == OBSERVING)
-        ping_record(moment - pinger->started);
+        latencies_add(&ping.latencies, moment - pinger->started);
     if (ping.phase == STOPPING)
         ping.in_flight--;
     else
@@ -466,23 +299,9 @@ static void ping_wait(uint64_t until)
         ping_on_event(events[i].data.ptr);
 }
 
-static int compare_latencies(const void *left, const void *right)
-{
-    uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
-    return (a > b) - (a < b);
-}
-
-static double percentile(double share)
-{
-    if (ping.latency_count == 0)
-        return 0;
-    size_t index = (size_t)(share * (double)ping.latency_count);
-    return (double)ping.latencies[index < ping.latency_count ? index : ping.latency_count - 1] / 1e9;
-}
-
 static void ping_measure(struct window *window)
 {
-    ping.latency_count = 0;
+    ping.latencies.count = 0;
     ping.phase = WARMING_UP;
     ping.in_flight = ping.connections;
     for (int i = 0; i < ping.connections; i++)
@@ -531,29 +350,16 @@ static void run_ping(int port, size_t size, int connections)
     while (fgets(line, sizeof line, stdin)) {
         struct window window = window_from_command(line);
         ping_measure(&window);
-        qsort(ping.latencies, ping.latency_count, sizeof *ping.latencies, compare_latencies);
         window_print(&window);
-        printf(", \"messages\": %zu, \"p50\": %.9f, \"p99\": %.9f, \"p999\": %.9f}\n",
-               ping.latency_count, percentile(0.5), percentile(0.99), percentile(0.999));
+        latencies_print(&ping.latencies);
     }
 }
 
 /* ---- start --------------------------------------------------------------------------------------------- */
 
-static void allow_many_fds(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    prctl(PR_SET_PDEATHSIG, SIGKILL); /* nobody is left to stop us */
-    setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
-    allow_many_fds();
+    prepare_process();
     const char *role = argc > 1 ? argv[1] : "";
     if (argc == 2 && strcmp(role, "sink") == 0)
         run_sink();

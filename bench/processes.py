@@ -1,7 +1,9 @@
 """Child processes that speak in lines, and that never outlive the bench."""
 
 import contextlib
+import ctypes
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 READY_SECONDS = 20.0
 GRACE_SECONDS = 2.0
 COMPLAINT_SIZE = 8192
@@ -123,6 +126,23 @@ class LineProcess:
             self._child.wait(0.2)  # its last words are complete once it has ended
         last = self.last_complaint()
         return ProcessFailed(f"{self._name} {what}" + (f": {last}" if last else ""))
+
+
+def prepare_contender() -> None:
+    """What a contender's process does first."""
+    _end_with_parent()
+    _allow_many_fds()
+
+
+def _end_with_parent() -> None:
+    """Even if the bench is killed, no contender stays behind; what it execs inherits this."""
+    os.setpgid(0, 0)  # so that all it starts can be ended with it
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _allow_many_fds() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _with_descendants(pid: int) -> list[int]:

@@ -17,6 +17,7 @@ NOTABLE_OTHER_LOAD = 0.1
 
 Figure = Callable[[Measurement], float]
 Compare = Callable[[Measurement, Measurement], float]
+Comparison = Callable[["Rounds", str], float | None]
 
 
 @dataclass
@@ -40,11 +41,13 @@ class Rounds:
 
     def ratio(self, contender: str, to: str, compare: Compare) -> float | None:
         """The median of the ratios of each round: what slows a whole round down is in both."""
+        ratios = self.ratios(contender, to, compare)
+        return statistics.median(ratios) if ratios else None
+
+    def ratios(self, contender: str, to: str, compare: Compare) -> list[float]:
         mine, theirs = self.results.get(contender, {}), self.results.get(to, {})
         common = mine.keys() & theirs.keys()
-        if not common:
-            return None
-        return statistics.median(compare(mine[number], theirs[number]) for number in common)
+        return [compare(mine[number], theirs[number]) for number in common]
 
 
 def rate(measurement: Measurement) -> float:
@@ -61,6 +64,12 @@ def times_the_rate(mine: Measurement, theirs: Measurement) -> float:
 
 def times_less_cpu(mine: Measurement, theirs: Measurement) -> float:
     return theirs.cost / mine.cost
+
+
+COMPARISONS: Mapping[str, Comparison] = {
+    "times the rate": lambda rounds, name: rounds.ratio(name, BASELINE, times_the_rate),
+    "times less cpu": lambda rounds, name: rounds.ratio(name, BASELINE, times_less_cpu),
+}
 
 
 @dataclass(frozen=True)
@@ -80,20 +89,27 @@ def spread_column(figure: Figure) -> Column:
 
 
 def ratio_column(heading: str, to: str, compare: Compare) -> Column:
-    return Column(heading, lambda rounds, name: as_ratio(rounds.ratio(name, to, compare)))
+    return comparison_column(heading, lambda rounds, name: rounds.ratio(name, to, compare))
+
+
+def comparison_column(heading: str, compare: Comparison) -> Column:
+    return Column(heading, lambda rounds, name: as_ratio(compare(rounds, name)))
 
 
 def as_ratio(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.2f}"
 
 
+# Of one CPU each: it shows which of the three had none left.
+SHARES: tuple[Figure, ...] = (
+    lambda m: m.relay_cpu / m.seconds,
+    lambda m: m.client_cpu / m.seconds,
+    lambda m: m.backend_cpu / m.seconds,
+)
+
+
 def busy(rounds: Rounds, name: str) -> str:
-    figures: tuple[Figure, ...] = (
-        lambda m: m.relay_cpu / m.seconds,
-        lambda m: m.client_cpu / m.seconds,
-        lambda m: m.backend_cpu / m.seconds,
-    )
-    return " / ".join(f"{rounds.median(name, figure) * 100:3.0f}" for figure in figures)
+    return " / ".join(f"{rounds.median(name, share) * 100:3.0f}" for share in SHARES)
 
 
 RATIOS = (
@@ -101,7 +117,6 @@ RATIOS = (
     ratio_column("cpu x", BASELINE, times_less_cpu),
     ratio_column("of ceiling", CEILING, times_the_rate),
 )
-# Of one CPU each: it shows which of the three had none left.
 BUSY = Column("busy %: relay / client / backend", busy)
 ONE_WAY_COLUMNS = (
     figure_column("MB/s", rate, 1e-6),
@@ -126,13 +141,16 @@ PING_PONG_COLUMNS = (
 def regime_table(rounds: Rounds) -> str:
     """One regime: a line for each contender, in the order in which they were first measured."""
     one_way = isinstance(rounds.regime, OneWay)
-    columns = ONE_WAY_COLUMNS if one_way else PING_PONG_COLUMNS
+    return rounds_table(rounds, ONE_WAY_COLUMNS if one_way else PING_PONG_COLUMNS)
+
+
+def rounds_table(rounds: Rounds, columns: Sequence[Column], notes: Sequence[str] = ()) -> str:
     rows = [[name, *(column.cell(rounds, name) for column in columns)] for name in rounds.results]
     lines = [f"{rounds.regime.name}:"]
     if rows:
-        lines.append(_table(["", *(column.heading for column in columns)], rows))
+        lines.append(table(["", *(column.heading for column in columns)], rows))
     lines += [f"  {name} failed: {reason}" for name, reason in rounds.failures.items()]
-    lines += _remarks(rounds)
+    lines += [f"  note: {note}" for note in (*notes, *_notes_of_load(rounds))]
     return "\n".join(lines)
 
 
@@ -140,7 +158,7 @@ def ratio_table(regimes: Sequence[Rounds]) -> str:
     """All regimes: rate x / cpu x of each contender, to the gevent loop."""
     names = list(dict.fromkeys(name for rounds in regimes for name in rounds.results))
     rows = [[rounds.regime.name, *(_both(rounds, name) for name in names)] for rounds in regimes]
-    return _table(["rate x / cpu x", *names], rows)
+    return table(["rate x / cpu x", *names], rows)
 
 
 def _both(rounds: Rounds, name: str) -> str:
@@ -148,40 +166,40 @@ def _both(rounds: Rounds, name: str) -> str:
     return " / ".join(as_ratio(rounds.ratio(name, BASELINE, compare)) for compare in compares)
 
 
-def _remarks(rounds: Rounds) -> list[str]:
+def _notes_of_load(rounds: Rounds) -> list[str]:
     loads = [m.other_load for results in rounds.results.values() for m in results.values()]
     if not loads or statistics.median(loads) < NOTABLE_OTHER_LOAD:
         return []
-    return [f"  note: something else kept {statistics.median(loads):.2f} CPUs busy meanwhile"]
+    return [f"something else kept {statistics.median(loads):.2f} CPUs busy meanwhile"]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     alignment = ("left", *["right"] * (len(headings) - 1))
     return tabulate(rows, headings, tablefmt="simple", colalign=alignment, disable_numparse=True)
 
 
-def as_json(facts: Mapping[str, str], regimes: Sequence[Rounds]) -> dict[str, object]:
+def as_json(
+    facts: Mapping[str, str], done: Sequence[Rounds], comparisons: Mapping[str, Comparison]
+) -> dict[str, object]:
     """Every measurement of every round, with the medians beside them."""
     return {
         "machine": dict(facts),
-        "regimes": {rounds.regime.name: _regime_as_json(rounds) for rounds in regimes},
+        "regimes": {rounds.regime.name: _regime_as_json(rounds, comparisons) for rounds in done},
     }
 
 
-def _regime_as_json(rounds: Rounds) -> dict[str, object]:
+def _regime_as_json(rounds: Rounds, comparisons: Mapping[str, Comparison]) -> dict[str, object]:
     return {
         "size": rounds.regime.size,
         "connections": rounds.regime.connections,
         "failures": rounds.failures,
-        "contenders": {name: _contender_as_json(rounds, name) for name in rounds.results},
-    }
-
-
-def _contender_as_json(rounds: Rounds, name: str) -> dict[str, object]:
-    return {
-        "rate": rounds.median(name, rate),
-        "cost": rounds.median(name, cost),
-        "times the rate": rounds.ratio(name, BASELINE, times_the_rate),
-        "times less cpu": rounds.ratio(name, BASELINE, times_less_cpu),
-        "rounds": {number: vars(result) for number, result in rounds.results[name].items()},
+        "contenders": {
+            name: {
+                "rate": rounds.median(name, rate),
+                "cost": rounds.median(name, cost),
+                **{what: compare(rounds, name) for what, compare in comparisons.items()},
+                "rounds": {number: vars(result) for number, result in results.items()},
+            }
+            for name, results in rounds.results.items()
+        },
     }

@@ -21,6 +21,7 @@ from gsplice import _hub
 #: Seconds that a test may wait in the hub, and that it may take at all.
 HUB_DEADLINE = 20.0
 DEADLINE = 60.0
+TAKEOVERS = ("socket", "shutil", "http", "pywsgi", "gunicorn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,11 +73,12 @@ def _nothing_left_open() -> Iterator[None]:
     before = _open_fds()
     yield
     leaked = _leaked_fds(before)
-    active, patched = gsplice.stats().active, gsplice.is_patched("socket")
+    active = gsplice.stats().active
+    patched = [name for name in TAKEOVERS if gsplice.is_patched(name)]
     gsplice.unpatch_all()
     assert not leaked, f"left open: {leaked}"
     assert not active, f"{active} transfers are still active"
-    assert not patched, "the takeovers are still on"
+    assert not patched, f"takeovers are still on: {patched}"
 
 
 @pytest.fixture(autouse=True)

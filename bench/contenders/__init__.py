@@ -4,9 +4,15 @@ A file has a list ``CONTENDERS``. What a contender has to do is in :class:`Conte
 """
 
 import importlib
+import os
 import pkgutil
-from collections.abc import Callable
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+BACKLOG = 4096
 
 
 def nothing() -> str:
@@ -38,13 +44,27 @@ def announce(port: int) -> None:
     print(f"ready {port}", flush=True)
 
 
-def all_contenders() -> list[Contender]:
-    """In the order of the file names."""
-    found: list[Contender] = []
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+def program(name: str) -> str | None:
+    """The path of a program; Debian puts servers where a user's PATH does not look."""
+    return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
+
+
+def inherited_listener() -> socket.socket:
+    """A socket that listens, for a program that does not say when it does."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    listener.set_inheritable(True)
+    return listener
+
+
+def declared(package: str, path: Sequence[str], name: str) -> Iterator[Any]:
+    """What the modules of a package have in their lists called ``name``, by their file names."""
+    for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
         if not module.name.startswith("_"):
-            found += importlib.import_module(f"{__name__}.{module.name}").CONTENDERS
-    return found
+            yield from getattr(importlib.import_module(f"{package}.{module.name}"), name)
+
+
+def all_contenders() -> list[Contender]:
+    return list(declared(__name__, __path__, "CONTENDERS"))
 
 
 def contender_named(name: str) -> Contender:

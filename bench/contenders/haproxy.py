@@ -1,11 +1,10 @@
 """HAProxy in TCP mode on one thread, with and without splice."""
 
 import os
-import shutil
 import socket
 from functools import partial
 
-from bench.contenders import Contender, announce
+from bench.contenders import Contender, announce, inherited_listener, program
 
 CONFIGURATION = """
 global
@@ -26,29 +25,26 @@ SPLICE = """
     option splice-request
     option splice-response
 """
-BACKLOG = 4096
-
-
-def program() -> str | None:
-    # Debian puts it where a user's PATH does not look.
-    return shutil.which("haproxy", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 
 
 def missing() -> str:
-    return "" if program() else "haproxy is not installed"
+    return "" if program("haproxy") else "haproxy is not installed"
 
 
 def serve(backend_port: int, options: str = "") -> None:
-    haproxy = program()
-    assert haproxy is not None
-    # HAProxy does not say when it listens: it is handed a socket that does.
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    configuration = os.memfd_create("haproxy.cfg", 0)
+    listener = inherited_listener()
     text = CONFIGURATION.format(
         options=options, listener=listener.fileno(), backend_port=backend_port
     )
+    execute(text, listener)
+
+
+def execute(text: str, listener: socket.socket) -> None:
+    """Become HAProxy with that configuration, and that socket."""
+    haproxy = program("haproxy")
+    assert haproxy is not None
+    configuration = os.memfd_create("haproxy.cfg", 0)
     os.write(configuration, text.encode())
-    listener.set_inheritable(True)
     announce(listener.getsockname()[1])
     os.execv(haproxy, [haproxy, "-db", "-f", f"/proc/self/fd/{configuration}"])
 

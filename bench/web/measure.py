@@ -1,0 +1,102 @@
+"""One measurement: a backend, a server and a client, each a process, for a second or so."""
+
+import http.client
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench.compiler import compiled
+from bench.machine import OtherLoad
+from bench.measure import Measurement, blamed_on
+from bench.processes import READY_SECONDS, LineProcess, ProcessFailed
+from bench.web.cases import STATIC, UPLOAD, Case
+from bench.web.files import PROBE
+from bench.web.servers import Server
+
+PEER = Path(__file__).with_name("http_peer.c")
+BACKEND = "nginx"
+# The window ends with an exchange: the largest may take long with the slowest.
+PATIENCE_SECONDS = 60.0
+PROBE_SECONDS = 0.02
+
+
+def peer_command(*role: str | int) -> list[str]:
+    return [str(compiled(PEER)), *map(str, role)]
+
+
+def server_command(name: str, backend_port: int, folder: Path) -> list[str]:
+    return [sys.executable, "-m", "bench.web.servers", name, str(backend_port), str(folder)]
+
+
+def backend_command(kind: str, folder: Path) -> list[str]:
+    return peer_command("sink") if kind == UPLOAD else server_command(BACKEND, 0, folder)
+
+
+def measure(folder: Path, server: Server, case: Case, warmup: float, seconds: float) -> Measurement:
+    # All of them new for each measurement, as in bench/measure.py.
+    with ExitStack() as stack:
+        backend, backend_port = None, 0
+        if case.kind != STATIC:
+            backend = stack.enter_context(LineProcess(backend_command(case.kind, folder)))
+            backend_port = int(backend.wait_until_ready())
+        command = server_command(server.name, backend_port, folder)
+        front = stack.enter_context(LineProcess(command))
+        port = int(front.wait_until_ready())
+        try:
+            wait_until_it_answers(port, case)
+            role = "post" if case.kind == UPLOAD else "get"
+            words = peer_command(role, port, case.path, case.size, case.connections)
+            client = stack.enter_context(LineProcess(words))
+            client.wait_until_ready()
+            return _observe(case, client, front, backend, warmup, seconds)
+        except ProcessFailed as failure:
+            raise blamed_on(front, failure) from None
+
+
+def wait_until_it_answers(port: int, case: Case) -> None:
+    """It accepts connections by now, but its worker process may not have begun."""
+    path = f"/static/{PROBE}" if case.kind == STATIC else f"/proxy/{PROBE}"
+    deadline = time.monotonic() + READY_SECONDS
+    while (answer := _ask(port, path)) != "200":
+        if time.monotonic() > deadline:
+            raise ProcessFailed(f"it does not answer a request: {answer}")
+        time.sleep(PROBE_SECONDS)
+
+
+def _ask(port: int, path: str) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=READY_SECONDS)
+    try:
+        connection.request("GET", path)
+        return str(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    finally:
+        connection.close()
+
+
+def _observe(
+    case: Case,
+    client: LineProcess,
+    front: LineProcess,
+    backend: LineProcess | None,
+    warmup: float,
+    seconds: float,
+) -> Measurement:
+    backend_pids = backend.family() if backend else []
+    pids = [client.pid, *backend_pids, *front.family()]
+    others = OtherLoad(pids)
+    client.tell(f"measure {warmup} {seconds} {' '.join(map(str, pids))}")
+    answer = json.loads(client.answer(warmup + seconds + PATIENCE_SECONDS))
+    client_cpu, *cpu = answer["cpu"]
+    backend_count = len(backend_pids)
+    return Measurement(
+        seconds=answer["seconds"],
+        amount=answer["messages"] * (1 if case.is_small else case.size),
+        relay_cpu=sum(cpu[backend_count:]),
+        client_cpu=client_cpu,
+        backend_cpu=sum(cpu[:backend_count]),
+        other_load=others.so_far(),
+        **{name: answer[name] for name in ("p50", "p99", "p999")},
+    )

@@ -1,0 +1,346 @@
+"""``wsgi.file_wrapper`` and ``wsgi.input`` under `gevent.pywsgi`: what goes out, what is left."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.validate import validator
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.pywsgi import WSGIServer
+from peers import Spawn, connected, pattern, receive, send_and_end, wait_until
+
+import gsplice
+import gsplice.pywsgi
+from gsplice.takeover import unpatch_all
+
+SIZE = 1_200_003
+BODY = pattern(SIZE, 12)
+Application = Callable[[dict[str, Any], Any], Any]
+
+
+class Log(list[str]):
+    """What a server writes its access log to."""
+
+    def write(self, line: str) -> None:
+        """Keep a line, but for its time."""
+        self.append(re.sub(r"\[.*?\]", "[]", line.rsplit(" ", 1)[0]))
+
+
+@contextlib.contextmanager
+def serving(application: Application, **options: Any) -> Iterator[tuple[int, Log]]:
+    """Run a server; its port and its log are given."""
+    log = Log()
+    server = WSGIServer(("127.0.0.1", 0), application, log=log, **options)
+    server.start()
+    try:
+        yield server.server_port, log
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["patched", "handler-class"])
+def with_wrapper(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Provide a file wrapper in each of the two ways; what `serving` needs for it is given."""
+    if request.param == "patched":
+        gsplice.patch_pywsgi()
+        yield {}
+        unpatch_all()
+    else:
+        yield {"handler_class": gsplice.pywsgi.WSGIHandler}
+
+
+@contextlib.contextmanager
+def client_of(port: int) -> Iterator[http.client.HTTPConnection]:
+    """Connect to a server."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection._create_connection = socket.create_connection
+    yield connection
+    connection.close()
+
+
+def fetch(
+    connection: http.client.HTTPConnection, method: str = "GET", path: str = "/", **request: Any
+) -> tuple[int, dict[str, str], bytes]:
+    """Make a request; return the status, the headers and the body."""
+    connection.request(method, path, **request)
+    response = connection.getresponse()
+    headers = {name: value for name, value in response.getheaders() if name != "Date"}
+    return response.status, headers, response.read()
+
+
+class Closing:
+    """Something to wrap, which tells that it was closed."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+        self.closed = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Read."""
+        data: bytes = self.thing.read(size)
+        return data
+
+    def close(self) -> None:
+        """Close."""
+        self.closed += 1
+        self.thing.close()
+
+
+def file_at(path: Path, body: bytes = BODY) -> Any:
+    """Return an open file with *body*."""
+    (path / "file").write_bytes(body)
+    return open(path / "file", "rb")
+
+
+def response_with(body: bytes, spawn: Spawn) -> http.client.HTTPResponse:
+    """Return a backend's response that has arrived up to its head."""
+    client, server = connected()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+
+    def answer() -> None:
+        with server, contextlib.suppress(OSError):
+            send_and_end(server, head + body)
+            server.recv(1)
+
+    spawn(answer)
+    response = http.client.HTTPResponse(client)
+    response.begin()
+    client.close()  # the response has a file of its own on it
+    return response
+
+
+def wrapped(kind: str, path: Path, spawn: Spawn, body: bytes = BODY) -> Any:
+    """Return something to wrap."""
+    if kind == "file":
+        return file_at(path, body)
+    return response_with(body, spawn) if kind == "response" else io.BytesIO(body)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8192, 8193, 16_384, 16_385, 65_536, SIZE])
+@pytest.mark.parametrize("length", ["with-length", "chunked"])
+@pytest.mark.parametrize("kind", ["file", "response", "object"])
+def test_a_wrapper_sends_what_a_plain_iterable_does(
+    kind: str, length: str, size: int, tmp_path: Path, spawn: Spawn
+) -> None:
+    headers = [("Content-Length", str(size))] if length == "with-length" else []
+
+    def plain(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        thing = wrapped(kind, tmp_path, spawn, BODY[:size])
+        with contextlib.closing(thing):
+            yield from iter(lambda: thing.read(8192), b"")
+
+    def wrapping(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", headers)
+        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn, BODY[:size]))
+
+    with serving(plain) as (port, log), client_of(port) as client:
+        before = [fetch(client), fetch(client)]
+        wait_until(lambda: len(log) == 2)
+    gsplice.patch_pywsgi()
+    with serving(wrapping) as (port, after_log), client_of(port) as client:
+        assert [fetch(client), fetch(client)] == before
+        wait_until(lambda: len(after_log) == 2)
+    unpatch_all()
+    assert before[0][2] == BODY[:size]
+    if length == "with-length":  # the number of chunks, and so of bytes, may be another
+        assert after_log == log
+
+
+@pytest.mark.parametrize("length", ["with-length", "chunked"])
+@pytest.mark.parametrize("kind", ["file", "response"])
+def test_a_wrapped_body_is_spliced(
+    kind: str, length: str, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(SIZE))] if length != "chunked" else [])
+        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn))
+
+    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
+        before = gsplice.stats().spliced
+        assert fetch(client)[2] == BODY
+        assert gsplice.stats().spliced - before > (SIZE - 1 if kind == "file" else SIZE * 0.9)
+        assert fetch(client)[2] == BODY
+
+
+@pytest.mark.parametrize("kind", ["file", "response", "object"])
+@pytest.mark.parametrize("said", [0, 5, 20_000, SIZE - 1])
+def test_no_byte_past_content_length(
+    kind: str, said: int, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(said))])
+        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn))
+
+    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
+        assert fetch(client)[2] == BODY[:said]
+        assert fetch(client)[2] == BODY[:said]
+
+
+@pytest.mark.parametrize("kind", ["file", "response", "object"])
+def test_a_body_shorter_than_content_length_ends_the_connection(
+    kind: str, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(SIZE + 1))])
+        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn))
+
+    with (
+        serving(application, **with_wrapper) as (port, _),
+        client_of(port) as client,
+        pytest.raises(http.client.IncompleteRead) as short,
+    ):
+        fetch(client)
+    assert short.value.partial == BODY
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No"), ("GET", "304 Not")]
+)
+def test_nothing_follows_the_head_of_an_answer_without_a_body(
+    method: str, status: str, with_wrapper: dict[str, Any], tmp_path: Path
+) -> None:
+    made: list[Closing] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response(status, [])
+        made.append(Closing(file_at(tmp_path)))
+        return environ["wsgi.file_wrapper"](made[-1])
+
+    with serving(application, **with_wrapper) as (port, _):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(f"{method} / HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+            head, _, rest = receive(client).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 " + status[:3].encode())
+        assert rest == b""
+        assert [thing.closed for thing in made] == [1]
+
+
+def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any]) -> None:
+    class Endless(io.RawIOBase):
+        def readinto(self, buffer: Any) -> int:
+            return len(buffer)
+
+        def readable(self) -> bool:
+            return True
+
+    made: list[Closing] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [])
+        made.append(Closing(Endless()))
+        return environ["wsgi.file_wrapper"](made[-1])
+
+    with serving(application, **with_wrapper) as (port, log):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert client.recv(100)
+        wait_until(lambda: log)
+        assert made[0].closed == 1
+
+
+def test_an_error_before_the_first_byte_is_an_answer_of_its_own(
+    with_wrapper: dict[str, Any], hub_errors: list[Any]
+) -> None:
+    class Broken(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            raise ValueError("broken on purpose")
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "5")])
+        return environ["wsgi.file_wrapper"](Broken())
+
+    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
+        assert fetch(client)[0] == 500
+    assert [str(error) for _, error in hub_errors] == ["broken on purpose"]
+    hub_errors.clear()
+
+
+def test_the_wrapper_is_valid_and_an_own_one_is_left_alone(with_wrapper: dict[str, Any]) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return environ["wsgi.file_wrapper"](io.BytesIO(b"valid"))
+
+    with serving(validator(application), **with_wrapper) as (port, _), client_of(port) as client:
+        assert fetch(client)[2] == b"valid"
+
+    def own(thing: Any, size: int = 0) -> list[bytes]:
+        return [b"own"]
+
+    options = with_wrapper | {"environ": {"wsgi.file_wrapper": own}}
+    with serving(application, **options) as (port, _), client_of(port) as client:
+        assert fetch(client)[2] == b"own"
+
+
+def test_bytes_written_before_the_wrapper_come_first(with_wrapper: dict[str, Any]) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [])(b"first, ")
+        return environ["wsgi.file_wrapper"](io.BytesIO(b"second"))
+
+    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
+        assert fetch(client)[2] == b"first, second"
+
+
+@pytest.mark.parametrize("taken", [0, 10, 100_000, SIZE])
+@pytest.mark.parametrize("framing", ["with-length", "chunked", "expect"])
+def test_request_bodies_and_the_request_after(
+    taken: int, framing: str, tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        source = environ["wsgi.input"]
+        with open(tmp_path / "sink", "wb") as sink:
+            head = source.read(3) if taken else b""
+            moved = gsplice.copy(source, sink, max(taken - 3, 0)) if taken else 0
+            position = None if source.chunked_input else source.position
+        start_response("200 OK", [])
+        return [repr((head, moved, position)).encode()]
+
+    with serving(application) as (port, _), client_of(port) as client:
+        for _ in range(2):
+            before = gsplice.stats().spliced
+            if framing == "expect":
+                answer = expect_and_send(client, port)
+            else:
+                body = iter([BODY]) if framing == "chunked" else BODY
+                answer = fetch(client, "PUT", body=body)[2]
+            position = None if framing == "chunked" else taken
+            assert (
+                answer == repr((BODY[:3] if taken else b"", max(taken - 3, 0), position)).encode()
+            )
+            assert (tmp_path / "sink").read_bytes() == BODY[3 : max(taken, 3)]
+            if taken == SIZE and framing != "chunked":
+                assert gsplice.stats().spliced - before > SIZE * 0.9
+
+
+def expect_and_send(client: http.client.HTTPConnection, port: int) -> bytes:
+    """Send a body only when the server has asked for it, or has answered without it."""
+    if client.sock is None:
+        client.connect()
+    head = f"PUT / HTTP/1.1\r\nContent-Length: {SIZE}\r\nExpect: 100-continue\r\n\r\n"
+    client.sock.sendall(head.encode())
+    reader = client.sock.makefile("rb")
+    line = reader.readline()
+    if line == b"HTTP/1.1 100 Continue\r\n":
+        assert reader.readline() == b"\r\n"
+        sending = gevent.spawn(client.sock.sendall, BODY)
+        line = reader.readline()
+        sending.get()
+    else:
+        client.sock.sendall(BODY)  # it was not wanted, but has been announced
+    assert line == b"HTTP/1.1 200 OK\r\n"
+    length = 0
+    chunked = False
+    while line := reader.readline().strip():
+        chunked = chunked or line == b"Transfer-Encoding: chunked"
+        if line.startswith(b"Content-Length:"):
+            length = int(line.split()[1])
+    assert not chunked
+    return reader.read(length)
