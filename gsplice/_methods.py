@@ -22,7 +22,7 @@ from gsplice._endpoint import Sink, Source
 #: The most that is asked of the source at once.
 _CHUNK: Final = 64 * 1024
 #: Seconds for which a transfer that never has to wait runs before others get their turn.
-_TURN: Final = 0.002
+_TURN: Final = 0.001
 
 
 class MethodCopy(Direction):

@@ -25,7 +25,7 @@ import gsplice
 TICK = 0.005
 TICKS = 100
 #: The machine's other work may take the processor away for that long as well; no fault of ours.
-ATTEMPTS = 4
+ATTEMPTS = 12
 
 # A peer that sends for ever, and one that reads for ever; each on the socket that it is given.
 SENDER = """
