@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
 from peers import (
     Spawn,
     connected,
@@ -458,3 +459,73 @@ def urllib3_scenarios() -> None:
 
 def test_urllib3_and_requests() -> None:
     assert run_alone(urllib3_scenarios) == "compared\n"
+
+
+def test_geventhttpclient_is_read_by_its_own_methods(tmp_path: Path, spawn: Spawn) -> None:
+    from geventhttpclient import HTTPClient
+
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+
+    def serve() -> None:
+        server, _ = listener.accept()
+        with server:
+            answer(server, RESPONSES["length"], with_length(b"the next one"))
+            server.recv(1)
+
+    def scenario() -> Any:
+        spawn(serve)
+        client = HTTPClient("127.0.0.1", listener.getsockname()[1])
+        with open(tmp_path / "sink", "wb") as sink:
+            shutil.copyfileobj(client.get("/"), sink)
+        again = client.get("/").read()
+        client.close()
+        return (tmp_path / "sink").read_bytes(), bytes(again)
+
+    before = gsplice.stats().spliced
+    assert before_and_after(scenario) == (BODY, b"the next one")
+    assert gsplice.stats().spliced == before
+    listener.close()
+
+
+@pytest.mark.parametrize("tls", ["source", "sink", "both"])
+def test_tls_on_either_side_is_copied(tls: str, spawn: Spawn) -> None:
+    client, source = connected_tls() if tls != "sink" else connected()
+    sink, backend = connected_tls() if tls != "source" else connected()
+    spawn(client.sendall, with_length(BODY))
+    response = http.client.HTTPResponse(source)
+    response.begin()
+    received = spawn(receive, backend, SIZE)
+    before = gsplice.stats()
+    gsplice.patch_shutil()
+    shutil.copyfileobj(response, sink)
+    unpatch_all()
+    assert received.get() == BODY
+    after = gsplice.stats()
+    assert (after.spliced, after.copied) == (before.spliced, before.copied + SIZE)
+    for sock in (client, source, sink, backend):
+        sock.close()
+    response.close()
+
+
+def test_a_response_that_another_greenlet_reads_fails_as_before(
+    tmp_path: Path, spawn: Spawn
+) -> None:
+    def scenario() -> Any:
+        client, server = connected()
+        server.sendall(with_length(BODY[:1000], SIZE))
+        response = http.client.HTTPResponse(client)
+        response.begin()
+        reading = spawn(response.read, SIZE)
+        gevent.idle()  # it waits for more now
+        with open(tmp_path / "sink", "wb") as sink:
+            result = outcome(lambda: shutil.copyfileobj(response, sink))
+        server.sendall(BODY[1000:])
+        assert reading.get() == BODY
+        response.close()
+        client.close()
+        server.close()
+        return result[0], (tmp_path / "sink").read_bytes()
+
+    assert before_and_after(scenario) == (ConcurrentObjectUseError, b"")
