@@ -133,9 +133,9 @@ class Pump(WatchingDirection):
     # accepted, and more may come. Where it returns False, `_wait` finds out what is next.
 
     def _begin(self) -> None:
-        _gevent.check_unused(_gevent.read_watcher(self._source.socket))
-        self._pending = self._source.take_buffered(self._remaining)
+        self._pending = self._source.take_buffered(self._remaining)  # first to say it is in use
         self._count_down(len(self._pending))
+        _gevent.check_unused(_gevent.read_watcher(self._source.socket))
         if not self._pending or self._deliver():
             self._take()
         self._wait()
