@@ -27,6 +27,7 @@ GOALS = (
     Goal("static-[0-9]*[mg]", "pywsgi-gsplice", "rate x", times_the_rate, 1.3),
     Goal("static-[0-9]*[mg]", "pywsgi-gsplice", "rate x nginx", times_the_rate, 0.95, NGINX),
     Goal("*-[0-9]*k", "*-gsplice", "rate x", times_the_rate, 1.0),
+    Goal("*-[0-9]*k", "*-gsplice", "cpu x", times_less_cpu, 1.0),
 )
 
 

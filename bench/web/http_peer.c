@@ -15,7 +15,8 @@
  * whatever a server does at the beginning or at the end of a body is in its figures as often as it was done.
  *
  * No body is ever copied here: what is received is dropped in the kernel (MSG_TRUNC), what is sent comes from
- * the page cache (sendfile). Of HTTP there is what is needed: every message has a Content-Length.
+ * the page cache (sendfile). Of HTTP there is what is needed: whatever has a body has a
+ * Content-Length.
  */
 
 #define _GNU_SOURCE
@@ -39,7 +40,7 @@ static void watch(int poll, int fd, uint32_t events, void *what)
 struct message {
     int has_head;
     size_t head_length;
-    long long body_left; /* once it has a head */
+    long long length, body_left; /* once it has a head */
     char head[HEAD_SIZE + 1];
 };
 
@@ -49,6 +50,13 @@ static void message_begin(struct message *message)
 {
     message->has_head = 0;
     message->head_length = 0;
+}
+
+/* 0 where there is none: a request has no body then, and a response is not what was asked for. */
+static long long content_length(const char *head)
+{
+    const char *name = "\r\nContent-Length:", *field = strcasestr(head, name);
+    return field ? atoll(field + strlen(name)) : 0;
 }
 
 /* What came with the head belongs to the body. */
@@ -62,13 +70,11 @@ static void message_look_for_body(struct message *message)
         return;
     long long came = (long long)(message->head + message->head_length - (end + 4));
     end[2] = '\0';
-    const char *name = "\r\nContent-Length:", *field = strcasestr(message->head, name);
-    if (!field)
-        die("no Content-Length in: %s", message->head);
     message->has_head = 1;
-    message->body_left = atoll(field + strlen(name)) - came;
+    message->length = content_length(message->head);
+    message->body_left = message->length - came;
     if (message->body_left < 0)
-        die("more bytes than Content-Length says");
+        die("more bytes than the length that was given in: %s", message->head);
 }
 
 /* Until there is nothing more to receive: on the next edge, it goes on. */
@@ -225,9 +231,8 @@ static void exchange_check(const struct message *response)
     const char *head = response->head;
     if (strncmp(head, "HTTP/1.1 200 ", 13) != 0 && strncmp(head, "HTTP/1.0 200 ", 13) != 0)
         die("an answer of %.*s", (int)strcspn(head, "\r\n"), head);
-    const char *field = strcasestr(head, "\r\nContent-Length:");
-    if (client.to_receive >= 0 && atoll(strchr(field, ':') + 1) != client.to_receive)
-        die("an answer of another size than %lld:%s", client.to_receive, strchr(field, ':') + 1);
+    if (client.to_receive >= 0 && response->length != client.to_receive)
+        die("an answer of another size than %lld: %s", client.to_receive, head);
 }
 
 static void client_note(uint64_t moment, uint64_t latency)

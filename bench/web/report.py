@@ -4,12 +4,13 @@ import os
 from collections.abc import Sequence
 
 from bench.report import (
-    BUSY,
     SHARES,
+    Column,
     Compare,
     Comparison,
     Figure,
     Rounds,
+    busy,
     comparison_column,
     cost,
     figure_column,
@@ -48,6 +49,7 @@ RATIOS = (
     comparison_column("rate x nginx", to_nginx(times_the_rate)),
     comparison_column("cpu x nginx", to_nginx(times_less_cpu)),
 )
+BUSY = Column("busy %: server / client / backend", busy)
 LARGE_COLUMNS = (
     figure_column("MB/s", rate, 1e-6),
     spread_column(rate),
