@@ -44,7 +44,7 @@ class Relay(Task):
         super().__init__()
         self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
         sockets = (_recognition.socket_of_end(a), _recognition.socket_of_end(b))
-        self._ends = sockets
+        self._ends: tuple[Any, ...] = sockets  # until it begins
         self._over = False
         self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
         self.up: Transfer = _Leg(self, a, sockets[1], mode, moderation)
@@ -82,6 +82,7 @@ class Relay(Task):
             for sock in self._ends
             if isinstance(sock, GeventSocket) and sock.timeout is not None
         )
+        self._ends = ()
         for sock, _ in self._silenced:
             sock.settimeout(None)
         if self._idle_timeout is not None:
