@@ -58,6 +58,15 @@ def show(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def numeric_family(host: str) -> int | None:
+    """Return the family of *host* if that is a number, and None if it has to be looked up."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, TypeError):  # bytes, which getaddrinfo takes as well
+            socket.inet_pton(family, host)
+            return int(family)
+    return None
+
+
 def listen(address: Address, backlog: int) -> socket.socket:
     """Return a socket that listens at *address*.
 

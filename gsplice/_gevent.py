@@ -33,6 +33,12 @@ def raw_socket(sock: GeventSocket) -> Any:
     return sock._sock
 
 
+def socket_family(sock: GeventSocket) -> int:
+    """Return the family of *sock*, as a number: gevent's own makes an enum of it at each look."""
+    family: int = sock._sock.family
+    return family
+
+
 def socket_type(sock: GeventSocket) -> int:
     """Return the type of *sock* without the flags that Linux keeps beside it (socket(2))."""
     kind: int = sock._sock.type
@@ -41,7 +47,10 @@ def socket_type(sock: GeventSocket) -> int:
 
 def own_data_methods(sock: GeventSocket) -> list[str]:
     """Return the methods through which the bytes go that *sock*, or its class, replaces."""
-    cls, own = type(sock), getattr(sock, "__dict__", ())
+    cls = type(sock)
+    if cls is GeventSocket:
+        return []  # and no instance of it has room for attributes
+    own = getattr(sock, "__dict__", ())
     return [
         name
         for name in _DATA_METHODS

@@ -134,7 +134,7 @@ def _written_socket(raw: Any) -> Any:
 def is_real_stream_socket(sock: GeventSocket) -> bool:
     """Return whether the bytes of *sock* are those of its fd."""
     return (
-        sock.family in _SPLICED_FAMILIES
+        _gevent.socket_family(sock) in _SPLICED_FAMILIES
         and _gevent.socket_type(sock) == SOCK_STREAM
         and not _gevent.own_data_methods(sock)
     )

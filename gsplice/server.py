@@ -106,7 +106,7 @@ class ForwardServer(StreamServer):
         if callable(target):
             return target(address)
         if isinstance(target, tuple):
-            return socket.create_connection(target, timeout=None)
+            return _connect_tcp(target)
         return _connect_unix(os.fspath(target))
 
     def do_handle(self, *args: Any) -> None:
@@ -214,6 +214,21 @@ def _check_target(target: Target) -> Target:
     raise TypeError(
         f"target must be (host, port), the path of a unix socket, or a callable, not {target!r}"
     )
+
+
+def _connect_tcp(address: tuple[str, int]) -> socket.socket:
+    family = _addresses.numeric_family(address[0])
+    if family is None:
+        return socket.create_connection(address, timeout=None)
+    # There is nothing to look up, and `create_connection` would have a thread do it.
+    sock = socket.socket(family)
+    try:
+        sock.settimeout(None)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect_unix(path: str) -> socket.socket:
