@@ -41,8 +41,13 @@ def _running_hub() -> None:
     """Open what the hub and its threads keep open, before the first test counts fds."""
     gevent.get_hub().threadpool.apply(int)
     gevent.sleep(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_other_modules_left() -> None:
+    """Collect what became garbage while it was frozen: the fixtures of the last module, say."""
+    gc.unfreeze()
     gc.collect()
-    gc.freeze()  # what is there already need not be looked at after each test
 
 
 def _open_fds() -> dict[int, str]:
@@ -69,6 +74,7 @@ def _leaked_fds(before: dict[int, str]) -> dict[int, str]:
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Iterator[None]:
     """Fail a test that leaves an fd, a transfer or a takeover behind."""
+    gc.freeze()  # what is there already need not be looked at after the test
     _hub.resources().pipes.close()
     before = _open_fds()
     yield

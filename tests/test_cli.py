@@ -151,7 +151,7 @@ def test_an_idle_connection_is_ended_after_the_time_out(forward: Any, backend: s
 def test_one_more_than_max_connections_waits_until_another_leaves(
     forward: Any, backend: str
 ) -> None:
-    forwarder = forward(LOOPBACK, backend, "--max-connections", "1")
+    forwarder = forward(LOOPBACK, backend, "--max-connections", "1", "--grace", "0")
     first, second = forwarder.dial(), forwarder.dial()
     exchange(first)
     second.sendall(b"let me in")
@@ -265,7 +265,7 @@ def test_a_unix_socket_that_a_killed_process_has_left_is_replaced(
     path = tmp_path / "socket"
     forward(f"unix:{path}", backend).stop(signal.SIGKILL)
     assert path.is_socket()
-    exchange(forward(f"unix:{path}", backend).dial())
+    exchange(forward(f"unix:{path}", backend, "--grace", "0").dial())
 
 
 # Figures.
