@@ -11,7 +11,6 @@ goes out with whatever follows it.
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from typing import Final
 
@@ -65,7 +64,7 @@ class ChunkedSink(SocketSink):
     def send_file(self, file: int, offset: int, length: int) -> int:
         """Send at most *length* bytes of the file from *offset*; 0 at its end."""
         if not self._open:
-            length = min(length, os.fstat(file).st_size - offset)
+            length = min(length, _kernel.file_size(file) - offset)
             if length <= 0:
                 return 0
             self._announce(length)

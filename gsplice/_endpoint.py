@@ -8,7 +8,6 @@ cannot be spliced. A socket or a regular file can besides be used by its fd.
 from __future__ import annotations
 
 import errno
-import fcntl
 import io
 import os
 from collections.abc import Callable
@@ -161,8 +160,8 @@ class FileSink:
         return written
 
     def appends(self) -> bool:
-        """Whether the file was opened to append; splice(2) refuses such a file."""
-        return bool(fcntl.fcntl(self.file.fileno(), fcntl.F_GETFL) & os.O_APPEND)
+        """Whether the file was opened to append."""
+        return _kernel.appends(self.file.fileno())
 
     def _position(self) -> int:
         return self.file.tell() if self._offset is None else self._offset

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from typing import Final
 
@@ -63,6 +64,21 @@ def pread(file: int, length: int, offset: int) -> bytes:
 def pwrite(file: int, data: bytes | memoryview, offset: int) -> int:
     """Write *data* to *file* at *offset* (at its end under ``O_APPEND``); return how much."""
     return os.pwrite(file, data, offset)
+
+
+def is_regular(fd: int) -> bool:
+    """Return whether *fd* is that of a regular file."""
+    return stat.S_ISREG(os.fstat(fd).st_mode)
+
+
+def file_size(fd: int) -> int:
+    """Return how many bytes the file of *fd* has now."""
+    return os.fstat(fd).st_size
+
+
+def appends(fd: int) -> bool:
+    """Return whether the file of *fd* was opened to append; splice(2) refuses such a file."""
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND)
 
 
 def open_pipe() -> tuple[int, int]:

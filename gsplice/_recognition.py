@@ -10,7 +10,6 @@ import _socket
 import errno
 import io
 import os
-import stat
 import tempfile
 from collections.abc import Callable
 from socket import SocketIO
@@ -18,7 +17,7 @@ from typing import Any, Final
 
 from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 
-from gsplice import _body, _gevent, _reader
+from gsplice import _body, _gevent, _kernel, _reader
 from gsplice._body import BodySource
 from gsplice._endpoint import (
     BinaryFile,
@@ -199,7 +198,7 @@ def _regular_file(thing: Any) -> BinaryFile | None:
     file: BinaryFile = thing
     if type(getattr(file, "raw", file)) is not io.FileIO:
         return None
-    return file if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    return file if _kernel.is_regular(file.fileno()) else None
 
 
 def _read_method(thing: Any) -> Callable[[int], bytes | None]:
