@@ -19,12 +19,14 @@ from gsplice._endpoint import SocketSink
 from gsplice._gevent import GeventSocket
 from gsplice._pipe import Pipe
 
+#: The empty chunk that ends a body, and that no trailer follows it.
+LAST_CHUNK: Final = b"0\r\n\r\n"
 _LINE_BREAK: Final = b"\r\n"
 _MORE_FOLLOWS: Final = getattr(socket, "MSG_MORE", 0)
 
 
 class ChunkedSink(SocketSink):
-    """A real stream socket to which bytes go in chunks; the last, empty one is its owner's to send.
+    """A real stream socket to which bytes go in chunks; `LAST_CHUNK` is its owner's to send.
 
     `framing` is the number of bytes that went out besides the body's.
     """

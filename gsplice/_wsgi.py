@@ -22,20 +22,20 @@ from wsgiref.util import FileWrapper
 from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP
 
 from gsplice import _body, _kernel
-from gsplice._chunked import ChunkedSink
+from gsplice._chunked import LAST_CHUNK, ChunkedSink
 from gsplice._recognition import is_regular_file
 from gsplice.transfer import Transfer, can_splice
 
 #: Its key in the environment, and what an application finds there.
 FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
 
+#: Bytes. An answer of no more is cheaper to read and send, whatever the server.
+SMALL: Final = 16 * 1024
+#: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
+FIRST_BLOCK: Final = 8 * 1024
+
 _TCP_FAMILIES: Final = (AF_INET, AF_INET6)
 _WITHOUT_BODY: Final = (204, 304)
-_LAST_CHUNK: Final = b"0\r\n\r\n"
-#: Bytes. A body of no more is cheaper to read and send.
-_SMALL: Final = 16 * 1024
-#: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
-_FIRST: Final = 8 * 1024
 
 _body.unwrap("wsgiref.util.FileWrapper", "filelike")
 _body.unwrap("werkzeug.wsgi.FileWrapper", "file")
@@ -52,12 +52,12 @@ def send_file(handler: Any) -> bool:
         handler.write(b"")
         return True
     left = _content_length(handler)
-    if (left is None or left > _SMALL) and can_splice(under, handler.socket):
+    if (left is None or left > SMALL) and can_splice(under, handler.socket):
         left = _send_spliced(handler, under, left)
     else:
         left = _send_blocks(handler, left)
     if handler.response_use_chunked:
-        handler._sendall(_LAST_CHUNK)
+        handler._sendall(LAST_CHUNK)
     elif left:
         handler.close_connection = True  # nothing else could tell the client
     return True
@@ -87,7 +87,7 @@ def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
         with _joined(handler.socket):
             handler.write(b"")
             return _send_rest(handler, under, left)
-    first = under.read1(_FIRST) if hasattr(under, "read1") else next(iter(handler.result), b"")
+    first = under.read1(FIRST_BLOCK) if hasattr(under, "read1") else next(iter(handler.result), b"")
     left = _write(handler, first, left)
     return _send_rest(handler, under, left) if first else left
 

@@ -15,15 +15,11 @@ from gsplice import _body, _recognition
 from gsplice._body import Body
 from gsplice._chunked import ChunkedSink
 from gsplice._endpoint import SocketSource
+from gsplice._wsgi import FIRST_BLOCK, SMALL
 from gsplice.takeover._replacements import Replacements
 from gsplice.transfer import Transfer, can_splice
 
 MODULE: Final = "gunicorn.http.wsgi"
-
-#: Bytes. A body of no more is cheaper to read and send.
-_SMALL: Final = 16 * 1024
-#: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
-_FIRST: Final = 8 * 1024
 
 
 class RequestBody(Body):
@@ -110,7 +106,7 @@ def _takes(response: Any, wrapper: Any) -> bool:
         return False
     if getattr(response, "_omits_body", response.req.method == "HEAD"):
         return False
-    if response.response_length is not None and response.response_length <= _SMALL:
+    if response.response_length is not None and response.response_length <= SMALL:
         return False
     return can_splice(under, response.sock)
 
@@ -118,7 +114,7 @@ def _takes(response: Any, wrapper: Any) -> bool:
 def _send_file(response: Any, under: Any) -> None:
     if hasattr(under, "read1"):
         # Before the head goes out: until then an error can still become an answer of its own.
-        first = under.read1(_FIRST)
+        first = under.read1(FIRST_BLOCK)
         response.write(first)
         if not first:
             return

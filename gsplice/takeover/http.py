@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gsplice import _body
 from gsplice._body import Body
-from gsplice._chunked import ChunkedSink
+from gsplice._chunked import LAST_CHUNK, ChunkedSink
 from gsplice._gevent import GeventSocket
 from gsplice._recognition import is_real_stream_socket
 from gsplice.takeover._replacements import Replacements
@@ -17,7 +17,6 @@ from gsplice.transfer import can_splice, copy
 
 MODULE: Final = "http.client"
 
-_LAST_CHUNK: Final = b"0\r\n\r\n"
 #: Bytes to read at once where they cannot be spliced.
 _BLOCK: Final = 16 * 1024
 
@@ -106,11 +105,11 @@ def _send_body(connection: Any, body: Any, in_chunks: bool) -> None:
     elif is_real_stream_socket(sock):
         sink = ChunkedSink(sock)
         copy(body, sink)
-        connection.send(sink.take_line_break() + _LAST_CHUNK)
+        connection.send(sink.take_line_break() + LAST_CHUNK)
     else:  # a socket's bytes, over TLS
         while data := body.recv(_BLOCK):
             connection.send(b"%x\r\n%b\r\n" % (len(data), data))
-        connection.send(_LAST_CHUNK)
+        connection.send(LAST_CHUNK)
 
 
 def _connect(connection: Any) -> None:
