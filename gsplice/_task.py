@@ -5,7 +5,7 @@ from __future__ import annotations
 # AsyncResult.set_exception imports it at the first error. At the fd limit, where the first error
 # may well come, that would fail, and nobody would be told.
 import pickle  # noqa: F401
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gevent import Timeout
 from gevent.event import AsyncResult
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     _Result = AsyncResult[Any]
 else:
     _Result = AsyncResult  # no generic class at run time
+
+_Self = TypeVar("_Self", bound="Task")
 
 
 class Task(_Result):
@@ -33,7 +35,7 @@ class Task(_Result):
         self._started = False
         self._watchdog: Watchdog | None = None
 
-    def start(self) -> Any:
+    def start(self: _Self) -> _Self:
         """Begin; return self. A second call, or one after the end, does nothing."""
         if not self._started and not self.ready():
             self._started = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gsplice import _options, _recognition
 from gsplice._gevent import GeventSocket
@@ -31,6 +31,10 @@ class Relay(Task):
     """
 
     __slots__ = ("_ends", "_idle_timeout", "_over", "_silenced", "down", "up")
+
+    if TYPE_CHECKING:
+
+        def get(self, timeout: float | None = None) -> RelayResult: ...  # type: ignore[override]
 
     def __init__(
         self,
@@ -68,8 +72,7 @@ class Relay(Task):
     def run(self) -> RelayResult:
         """Relay while the calling greenlet waits; return how many bytes it was."""
         try:
-            result: RelayResult = self.start().get()
-            return result
+            return self.start().get()
         finally:
             self.stop()
             del self  # what is raised here refers to this frame, and the relay to what is raised

@@ -6,7 +6,7 @@ affair.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from gevent.exceptions import InvalidThreadUseError
 
@@ -37,6 +37,10 @@ class Transfer(Task):
     """
 
     __slots__ = ("_engine", "_first", "_idle_timeout", "_limit", "_sink", "_source")
+
+    if TYPE_CHECKING:
+
+        def get(self, timeout: float | None = None) -> int: ...  # type: ignore[override]
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class Transfer(Task):
             self._engine.run()
             return self._engine.moved
         try:
-            return int(self.start().get())
+            return self.start().get()
         finally:
             self.stop()
             del self  # what is raised refers to this frame, and the transfer to what is raised
