@@ -13,7 +13,7 @@ from gsplice.server import ForwardServer
 #: Seconds between two live lines.
 _PERIOD: Final = 1.0
 #: Moves the cursor to the start of the line and clears it (ECMA-48: CR, EL).
-_REWRITE: Final = "\r\x1b[K"
+REWRITE: Final = "\r\x1b[K"
 
 
 class Meter:
@@ -23,7 +23,7 @@ class Meter:
         self._server = server
         self._stream = stream
         #: What anything else that is written on *stream* has to begin with.
-        self.line_start = _REWRITE if stream.isatty() else ""
+        self.line_start = REWRITE if stream.isatty() else ""
         self._began = time.monotonic()
         self._ticker: gevent.Greenlet[..., None] | None = None
 
@@ -35,7 +35,7 @@ class Meter:
     def __exit__(self, *_: Any) -> None:
         if self._ticker is not None:
             self._ticker.kill(block=False)
-            self._write(_REWRITE)
+            self._write(REWRITE)
         self._write(f"gsplice: {self._summary()}\n")
 
     def _tick(self) -> None:
@@ -46,7 +46,7 @@ class Meter:
             rate = (total - moved) / (now - then)
             then, moved = now, total
             relays = count(self._server.connections, "relay")
-            self._write(f"{_REWRITE}{relays}, {rate / 1e6:,.1f} MB/s, {spliced_share()}")
+            self._write(f"{REWRITE}{relays}, {rate / 1e6:,.1f} MB/s, {spliced_share()}")
 
     def _summary(self) -> str:
         seconds = time.monotonic() - self._began

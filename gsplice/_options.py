@@ -8,7 +8,7 @@ import operator
 import os
 from typing import Any, Final
 
-_MODES: Final = ("auto", "splice", "copy")
+MODES: Final = ("auto", "splice", "copy")
 #: Says what "auto" means, for the whole process.
 _MODE_VARIABLE: Final = "GSPLICE_MODE"
 
@@ -18,16 +18,11 @@ MODERATION: Final = 0.001
 
 def mode(given: str) -> str:
     """Return the mode to use; raise ValueError where *given*, or the environment, names none."""
-    if given not in _MODES:
-        raise ValueError(f"mode must be 'auto', 'splice' or 'copy', not {given!r}")
+    _check_mode("mode", given)
     if given != "auto":
         return given
     meant = os.environ.get(_MODE_VARIABLE) or "auto"
-    if meant not in _MODES:
-        raise ValueError(
-            f"the environment variable {_MODE_VARIABLE} must be 'auto', 'splice' or 'copy', "
-            f"not {meant!r}"
-        )
+    _check_mode(f"the environment variable {_MODE_VARIABLE}", meant)
     return meant
 
 
@@ -70,6 +65,11 @@ def max_connections(given: int | None, name: str = "max_connections") -> int | N
     if number is not None and number < 1:
         raise ValueError(f"{name} must be at least 1, or None: {number}")
     return number
+
+
+def _check_mode(name: str, given: str) -> None:
+    if given not in MODES:
+        raise ValueError(f"{name} must be 'auto', 'splice' or 'copy', not {given!r}")
 
 
 def _whole(name: str, given: int | None) -> int | None:

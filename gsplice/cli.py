@@ -68,7 +68,7 @@ def _add_forward(commands: Any) -> None:
     )
     parser.add_argument(
         "--mode",
-        choices=("auto", "splice", "copy"),
+        choices=_options.MODES,
         default="auto",
         help="auto (the default) chooses by what flows",
     )

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Final, TextIO
 
+from gsplice._meter import REWRITE
+
 #: Characters of the bar: with the longest title, a line has fewer than 80.
 _WIDTH: Final = 12
 #: Seconds between two drawings.
 _PERIOD: Final = 0.1
-#: Moves the cursor to the start of the line and clears it (ECMA-48: CR, EL).
-_REWRITE: Final = "\r\x1b[K"
 
 
 class Progress:
@@ -58,14 +58,14 @@ class Progress:
     def clear(self) -> None:
         """Leave the line to others."""
         if self._live:
-            self._write(_REWRITE)
+            self._write(REWRITE)
 
     def _draw(self) -> None:
         if self._live:
             self._drawn = time.monotonic()
             part = (self._done + min(self._step_moved / self._step_size, 1.0)) / self.steps
             bar = ("#" * round(part * _WIDTH)).ljust(_WIDTH, ".")
-            self._write(f"{_REWRITE}[{bar}] {part:4.0%}  {self._title}: {self._name}")
+            self._write(f"{REWRITE}[{bar}] {part:4.0%}  {self._title}: {self._name}")
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
