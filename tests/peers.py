@@ -6,6 +6,7 @@ Everything here is real: a test double appears only where a test injects a fault
 from __future__ import annotations
 
 import functools
+import io
 import os
 import random
 import select
@@ -178,6 +179,16 @@ def is_readable(sock: socket.socket) -> bool:
 def peeked(sock: socket.socket) -> bytes:
     """Return what *sock* has received and nobody has read; it stays there."""
     return sock.recv(1 << 20, socket.MSG_PEEK) if is_readable(sock) else b""
+
+
+def decoded(wire: bytes) -> bytes:
+    """Return the body that *wire* is the chunked coding of; nothing may be left over."""
+    body, rest = bytearray(), io.BytesIO(wire)
+    while size := int(rest.readline(), 16):
+        body += rest.read(size)
+        assert rest.read(2) == b"\r\n"
+    assert rest.read() == b"\r\n"
+    return bytes(body)
 
 
 def plain_loop(source: Any, sink: Any) -> int:

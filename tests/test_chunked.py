@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 from gevent import socket
-from peers import MODES, MakeLine, Spawn, error_of, pattern, receive, send_and_end, small_buffers
+from peers import (
+    MODES,
+    MakeLine,
+    Spawn,
+    decoded,
+    error_of,
+    pattern,
+    receive,
+    send_and_end,
+    small_buffers,
+)
 
 import gsplice
 from gsplice._chunked import ChunkedSink
 
 LAST_CHUNK = b"0\r\n\r\n"
-
-
-def decoded(wire: bytes) -> bytes:
-    """Return the body that *wire* is the chunked coding of; nothing may be left over."""
-    body, rest = bytearray(), io.BytesIO(wire)
-    while size := int(rest.readline(), 16):
-        body += rest.read(size)
-        assert rest.read(2) == b"\r\n"
-    assert rest.read() == b"\r\n"
-    return bytes(body)
 
 
 def send_in_chunks(source: Any, sink: socket.socket, mode: str, count: int | None = None) -> int:

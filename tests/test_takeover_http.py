@@ -19,6 +19,7 @@ from peers import (
     Spawn,
     connected,
     connected_tls,
+    decoded,
     error_of,
     pattern,
     receive,
@@ -318,16 +319,6 @@ def test_a_request_with_a_body(kind: str, in_length: bool, tmp_path: Path, spawn
         return result, position, head, sent
 
     assert before_and_after(scenario)[0] == ("returned", None)
-
-
-def decoded(wire: bytes) -> bytes:
-    """Return the body that *wire* is the chunked coding of; nothing may be left over."""
-    body, rest = bytearray(), io.BytesIO(wire)
-    while size := int(rest.readline(), 16):
-        body += rest.read(size)
-        assert rest.read(2) == b"\r\n"
-    assert rest.read() == b"\r\n"
-    return bytes(body)
 
 
 @pytest.mark.parametrize("over", ["tcp", "tls"])
