@@ -28,6 +28,9 @@ _SMALL: Final = 64 * 1024
 class Body:
     """What is left of a message's body.
 
+    To make one touches every attribute of the object that is needed later: where a version of the
+    library has not got it, that must be found out before a byte is taken.
+
     :param under: what its bytes come from: a reader on a socket, or a source that was made of one.
     :param left: how many they are; None for all up to end of file.
     :param read: how the object itself is read.

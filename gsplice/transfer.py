@@ -141,13 +141,16 @@ class Transfer(Task):
         """Take note of the engine's end."""
         self._stop_watchdog()
         source = self._source
-        if isinstance(source, BodySource) and self._first is None:
-            source.body.took(self._engine.moved + len(self._engine.undelivered))
-            if error is None and (self.moved != self._limit or source.is_over(self._limit)):
-                self._go_on_with(source.own)
-                return
-        if isinstance(source, BodySource | SocketSource) and self._met_by_source(error):
-            error = source.failed(error)
+        try:
+            if isinstance(source, BodySource) and self._first is None:
+                source.body.took(self._engine.moved + len(self._engine.undelivered))
+                if error is None and (self.moved != self._limit or source.is_over(self._limit)):
+                    self._go_on_with(source.own)
+                    return
+            if isinstance(source, BodySource | SocketSource) and self._met_by_source(error):
+                error = source.failed(error)
+        except Exception as failure:  # a library's: raised into the hub, it would tell nobody
+            error = error or failure.with_traceback(None)
         if error is None:
             self.set(self.moved)
         else:

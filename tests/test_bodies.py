@@ -7,7 +7,8 @@ import io
 from typing import Any
 
 import pytest
-from gevent import socket
+import urllib3
+from gevent import pywsgi, socket
 from peers import (
     MORE_THAN_BUFFERS,
     MakeLine,
@@ -22,6 +23,7 @@ from peers import (
 )
 
 import gsplice
+from gsplice.takeover.http import ResponseBody
 
 SIZE = 1_000_003
 BODY = pattern(SIZE, 5)
@@ -154,6 +156,41 @@ def test_an_object_that_is_not_as_expected_is_read_and_counted(
     assert not gsplice.can_splice(response, sink)
     after = gsplice.stats().fallbacks["http.client.HTTPResponse is not as expected"]
     assert after == before + 1
+    response.close()
+
+
+def test_an_object_without_what_is_needed_later_is_not_seen_through(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, source, sink, _ = line()
+    spawn(send_and_end, client, head(SIZE) + BODY)
+    response = urllib3.HTTPResponse(
+        response_on(source), preload_content=False, decode_content=False
+    )
+    assert gsplice.can_splice(response, sink)
+    del response._fp_bytes_read  # as if urllib3 counted elsewhere
+    assert not gsplice.can_splice(response, sink)
+    body = pywsgi.Input(source.makefile("rb"), SIZE)
+    assert gsplice.can_splice(body, sink)
+    monkeypatch.delattr(pywsgi.Input, "_send_100_continue")
+    assert not gsplice.can_splice(body, sink)
+    response.close()
+    body.rfile.close()
+
+
+def test_an_object_that_cannot_be_told_is_an_error_and_no_hang(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def took(self: Any, count: int) -> None:
+        raise AttributeError("length")
+
+    monkeypatch.setattr(ResponseBody, "took", took)
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, head(SIZE) + BODY)
+    spawn(receive, backend)
+    response = response_on(source)
+    with pytest.raises(AttributeError, match="length"):
+        gsplice.Transfer(response, sink).start().get(timeout=10)
     response.close()
 
 

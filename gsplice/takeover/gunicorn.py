@@ -72,7 +72,10 @@ def _look_at_request(body: Any) -> RequestBody | None:
     readers = (type(body.reader).__name__, type(getattr(body.reader, "unreader", None)).__name__)
     if readers != ("LengthReader", "SocketUnreader"):
         return None
-    if not isinstance(_recognition.source(body.reader.unreader.sock), SocketSource):
+    unreader = body.reader.unreader
+    if not isinstance(unreader.buf, io.BytesIO):
+        return None
+    if not isinstance(_recognition.source(unreader.sock), SocketSource):
         return None
     found = RequestBody(body)
     return found if found.left else None

@@ -17,16 +17,17 @@ MODULE: Final = "gevent.pywsgi"
 class RequestBody(Body):
     """The body of a request with a Content-Length: ``environ["wsgi.input"]``."""
 
-    __slots__ = ("_input",)
+    __slots__ = ("_ask_for_body", "_input")
 
     def __init__(self, wsgi_input: Any) -> None:
         left = wsgi_input.content_length - wsgi_input.position
         super().__init__(wsgi_input.rfile, left, wsgi_input.read)
         self._input = wsgi_input
+        self._ask_for_body = wsgi_input._send_100_continue
 
     def prepare(self) -> None:
         """Tell the client to go on, if it waits for that (RFC 9110, 10.1.1)."""
-        self._input._send_100_continue()
+        self._ask_for_body()
 
     def took(self, count: int) -> None:
         """Move the position on, from where the server will look for the next request."""

@@ -14,17 +14,23 @@ from gsplice._body import Body
 class PooledBody(Body):
     """The body of an ``HTTPResponse`` of urllib3's, around one of http.client's."""
 
-    __slots__ = ("_response", "_under")
+    __slots__ = ("_catch_errors", "_http_body", "_response")
 
-    def __init__(self, response: Any, under: Body) -> None:
+    def __init__(self, response: Any, http_body: Body) -> None:
         # It counts, and gives its connection back, wherever it is read from.
-        super().__init__(under.under, under.left, getattr(response, "read1", response.read))
+        read = getattr(response, "read1", response.read)
+        super().__init__(http_body.under, http_body.left, read)
         self._response = response
-        self._under = under
+        self._http_body = http_body
+        self._catch_errors = response._error_catcher
+        self._count(0)
 
     def took(self, count: int) -> None:
         """Count for the response, and for the one under it."""
-        self._under.took(count)
+        self._http_body.took(count)
+        self._count(count)
+
+    def _count(self, count: int) -> None:
         self._response._fp_bytes_read += count
         if self._response.length_remaining is not None:
             self._response.length_remaining -= count
@@ -32,7 +38,7 @@ class PooledBody(Body):
     def failed(self, error: Exception) -> Exception:
         """Have urllib3 close its connection, and say in its own terms what happened."""
         try:
-            with self._response._error_catcher():
+            with self._catch_errors():
                 raise error
         except Exception as translated:
             return translated
@@ -42,8 +48,8 @@ def _look(response: Any) -> PooledBody | None:
     decodes = response.decode_content and response.headers.get("content-encoding")
     if decodes or len(response._decoded_buffer):
         return None
-    under = _body.look(response._fp)
-    return None if under is None else PooledBody(response, under)
+    http_body = _body.look(response._fp)
+    return None if http_body is None else PooledBody(response, http_body)
 
 
 _body.see_through("urllib3.response.HTTPResponse", _look)
