@@ -89,7 +89,7 @@ class BodySource:
 
 #: ``module.Class`` → what looks at one; None where it cannot be seen through as it is now.
 _looks: Final[dict[str, Callable[[Any], Body | None]]] = {}
-#: ``module.Class`` → the attribute that has what the object stands for, and does nothing but read.
+#: ``module.Class`` → the attribute with the thing that the object does nothing but read.
 _wrappers: Final[dict[str, str]] = {}
 
 

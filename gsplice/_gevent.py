@@ -1,7 +1,9 @@
-"""Everything that gsplice knows of gevent's private attributes.
+"""Everything that gsplice knows of the private attributes of gevent's sockets and hub.
 
 They are the watchers and the C socket of a ``gevent.socket.socket``, and how ``Hub.cancel_wait``
-finds whom to tell that a socket is being closed. A new gevent is a matter of this file alone.
+finds whom to tell that a socket is being closed. A new gevent is a matter of this file alone, but
+for its WSGI server: as with any library that is taken over, what `gevent.pywsgi` keeps to itself is
+known to `_wsgi` and to the takeover of that name.
 
 Invariant: a watcher is started with a bound method of an object that has ``throw``. Then a
 ``close()`` or ``shutdown()`` in another greenlet reaches that object as ``throw(cancel_wait_ex)``
@@ -22,7 +24,6 @@ from gevent.ssl import SSLSocket
 
 #: The class, named as in prose: other things are called socket as well.
 GeventSocket: TypeAlias = socket.socket
-
 
 #: A stream socket whose class has one of these of its own does something to the bytes.
 _DATA_METHODS: Final = ("recv", "recv_into", "send", "sendall")
@@ -46,7 +47,7 @@ def socket_type(sock: GeventSocket) -> int:
 
 
 def own_data_methods(sock: GeventSocket) -> list[str]:
-    """Return the methods through which the bytes go that *sock*, or its class, replaces."""
+    """Return those of the methods that carry bytes which *sock*, or its class, replaces."""
     cls = type(sock)
     if cls is GeventSocket:
         return []  # and no instance of it has room for attributes

@@ -9,7 +9,7 @@ import os
 from typing import Any, Final
 
 MODES: Final = ("auto", "splice", "copy")
-#: Says what "auto" means, for the whole process.
+#: The environment variable that says what "auto" means, for the whole process.
 _MODE_VARIABLE: Final = "GSPLICE_MODE"
 
 #: The default of ``moderation``, in seconds.

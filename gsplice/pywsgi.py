@@ -2,6 +2,8 @@
 
 ::
 
+    import gsplice.pywsgi
+
     WSGIServer(("", 8080), application, handler_class=gsplice.pywsgi.WSGIHandler).serve_forever()
 
 It is what ``gsplice.patch_pywsgi()`` makes of every handler, for one server alone.

@@ -160,19 +160,23 @@ def relay(
     mode: str = "auto",
     moderation: float = _options.MODERATION,
 ) -> RelayResult:
-    """Move bytes in both directions between *a* and *b* until both have ended.
-
-    Either may be a ``makefile("rb")`` reader: what it has buffered goes first, and the other
-    direction goes to its socket.
+    """Move bytes in both directions between *a* and *b* until both have ended; return how many.
 
     End of file on one side is passed on as ``shutdown(SHUT_WR)`` once every byte before it has
     been delivered. An error in either direction ends both and is raised. Neither is closed.
 
+    :param a: a stream socket, or a ``makefile("rb")`` reader on one: what it has buffered goes
+        first, and what comes from *b* goes to its socket.
+    :param b: the same.
     :param idle_timeout: seconds without a byte in either direction after which `socket.timeout`
         is raised; the sockets' own time-outs are not regarded.
     :param mode: see `gsplice.copy`.
     :param moderation: see `gsplice.copy`.
-    :raises OSError: what ``recv`` and ``sendall`` would have raised on the same sockets.
+    :return: a `RelayResult`: the bytes from *a* to *b*, and those from *b* to *a*.
+    :raises OSError: what ``recv`` and ``sendall`` would have raised on the same sockets;
+        `socket.timeout` after *idle_timeout*.
+    :raises TypeError: where *a* or *b* is not both a source and a sink, or an argument no number.
+    :raises ValueError: for a bad mode, a negative number, or a socket in non-blocking mode.
     """
     return Relay(a, b, idle_timeout=idle_timeout, mode=mode, moderation=moderation).run()
 

@@ -43,10 +43,13 @@ class ForwardServer(StreamServer):
         closed; None for never.
     :param max_connections: the most to serve at once; further ones wait in the backlog. None
         for no limit.
-    :param connect_timeout: seconds that it may take to connect to the target.
+    :param connect_timeout: seconds that it may take to connect to the target; None for as long
+        as the kernel tries.
     :param mode: see `gsplice.copy`.
     :param moderation: see `gsplice.copy`.
     :param backlog: see `socket.listen`.
+    :raises TypeError: for what is no target, or a listening socket that gevent does not manage.
+    :raises ValueError: for a bad mode, or a number that makes no sense.
     """
 
     def __init__(

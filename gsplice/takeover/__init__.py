@@ -6,8 +6,10 @@ original is kept to be put back. A library that is not what its takeover was wri
 alone, and counted among the fallbacks.
 
 A further library is a further module, with the name of the ``MODULE`` that it changes and a
-function ``install(module, replacements)``, and a line in `_TAKEOVERS`. A module here may as well
-register how to see through its library's objects (`gsplice._body`), which is on at all times.
+function ``install(module, replacements)``; then a line in `_TAKEOVERS`, and to turn it on a keyword
+of `patch_all` and a ``patch_...`` function. A module here may as well register how to see through
+its library's objects (`gsplice._body`), which is on at all times: one that does nothing but that
+is only imported.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from gsplice.takeover import http as _http
 from gsplice.takeover import pywsgi as _pywsgi
 from gsplice.takeover import shutil as _shutil
 from gsplice.takeover import socket as _socket
-from gsplice.takeover import urllib3 as _urllib3  # noqa: F401 - it changes nothing, and registers
+from gsplice.takeover import urllib3 as _urllib3  # noqa: F401 - it only registers
 from gsplice.takeover._imports import forget, when_imported
 from gsplice.takeover._replacements import NotAsExpected, Replacements
 

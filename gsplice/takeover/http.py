@@ -106,7 +106,7 @@ def _send_body(connection: Any, body: Any, in_chunks: bool) -> None:
         sink = ChunkedSink(sock)
         copy(body, sink)
         connection.send(sink.take_line_break() + LAST_CHUNK)
-    else:  # a socket's bytes, over TLS
+    else:  # from a socket, over TLS
         while data := body.recv(_BLOCK):
             connection.send(b"%x\r\n%b\r\n" % (len(data), data))
         connection.send(LAST_CHUNK)
@@ -127,7 +127,7 @@ def _may_be_source(data: Any) -> bool:
 
 
 def _takes(connection: Any, data: Any) -> bool:
-    """Whether *data* is spliced; and in no other way could a socket be a body at all."""
+    """Whether to send *data* in our way. A socket always: ``http.client`` cannot send one."""
     sock = connection.sock
     if not isinstance(sock, GeventSocket) or connection.debuglevel > 0:  # it prints each block
         return False
