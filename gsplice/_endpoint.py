@@ -24,8 +24,8 @@ from gsplice._pipe import Pipe
 _TLS_RECORD: Final = 16 * 1024
 
 
-class Stream(Protocol):
-    """What has been read from a socket already, and is kept by someone."""
+class ReadAhead(Protocol):
+    """Bytes that have been read from a socket already, and whoever keeps them."""
 
     def take_buffered(self, limit: int | None) -> bytes:
         """Take what is kept, at most *limit* bytes, and read nothing from the socket."""
@@ -35,22 +35,22 @@ class Stream(Protocol):
 
 
 class SocketSource:
-    """A real stream socket, maybe with a stream on it that has read some of its bytes already."""
+    """A real stream socket, maybe with some of its bytes read ahead by someone."""
 
-    __slots__ = ("_stream", "socket")
+    __slots__ = ("_ahead", "socket")
 
-    def __init__(self, sock: GeventSocket, stream: Stream | None = None) -> None:
+    def __init__(self, sock: GeventSocket, ahead: ReadAhead | None = None) -> None:
         self.socket = sock
-        self._stream = stream
+        self._ahead = ahead
 
     def take_buffered(self, limit: int | None) -> bytes:
-        """Take what the stream has read from the socket already, at most *limit* bytes."""
-        return b"" if self._stream is None else self._stream.take_buffered(limit)
+        """Take what has been read from the socket already, at most *limit* bytes."""
+        return b"" if self._ahead is None else self._ahead.take_buffered(limit)
 
     def failed(self, error: Exception) -> Exception:
-        """Have the stream know that reading met *error*, as if it had read; return the error."""
-        if self._stream is not None and isinstance(error, TimeoutError):
-            self._stream.timed_out()
+        """Return *error*, which was met in reading; who reads ahead knows, as if it had read."""
+        if self._ahead is not None and isinstance(error, TimeoutError):
+            self._ahead.timed_out()
         return error
 
     def take(self, limit: int) -> bytes:
