@@ -5,7 +5,6 @@
 What https:// names is copied: it has to be decrypted.
 """
 
-# ruff: noqa: E402 - the standard library is patched before it is used
 from gevent import monkey
 
 monkey.patch_all()

@@ -7,7 +7,6 @@ All that gsplice adds is the import and the call below it. (It is as simple as s
 forwards GET alone. wsgi_reverse_proxy.py does it properly.)
 """
 
-# ruff: noqa: E402 - the standard library is patched before it is used
 from gevent import monkey
 
 monkey.patch_all()

@@ -5,7 +5,6 @@
 Or: BACKEND=127.0.0.1:9000 gunicorn -k gevent wsgi_reverse_proxy:application
 """
 
-# ruff: noqa: E402 - what is imported from here on is patched
 from gevent import monkey
 
 monkey.patch_all()
@@ -14,7 +13,6 @@ import http.client
 import os
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from contextlib import closing, suppress
-from functools import partial
 from urllib.parse import quote
 
 from gevent.pywsgi import WSGIServer
@@ -57,6 +55,8 @@ def application(environ, start_response):
         backend.close()
         start_response("502 Bad Gateway", [])
         return [f"the backend: {error}\n".encode()]
+    if response.status in (204, 304):
+        del response.headers["Content-Length"]  # pywsgi takes it for a body's, and there is none
     status, headers = f"{response.status} {response.reason}", response.getheaders()
     if response.status == 101:
         start_response(status, headers)(b"")
@@ -70,10 +70,10 @@ def application(environ, start_response):
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    serving = partial(WSGIServer, application=application)
-    parser.add_argument("server", type=serving, metavar="LISTEN", help="HOST:PORT to listen on")
+    parser.add_argument("server", type=WSGIServer, metavar="LISTEN", help="HOST:PORT to listen on")
     parser.add_argument("backend", metavar="BACKEND", help="HOST:PORT of the server behind it")
     server, os.environ["BACKEND"] = vars(parser.parse_args()).values()
+    server.application = application
     server.start()
     print(f"listening on {server.server_host}:{server.server_port}", flush=True)
     server.serve_forever()

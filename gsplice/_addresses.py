@@ -61,7 +61,7 @@ def show(address: Any) -> str:
 def numeric_family(host: str) -> int | None:
     """Return the family of *host* if that is a number, and None if it has to be looked up."""
     for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError, TypeError):  # bytes, which getaddrinfo takes as well
+        with contextlib.suppress(OSError):
             socket.inet_pton(family, host)
             return int(family)
     return None

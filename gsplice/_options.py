@@ -40,7 +40,7 @@ def seconds(name: str, given: float | None) -> float | None:
         return None
     number = _number(name, given)
     if not number > 0:
-        raise ValueError(f"{name} must be more than 0 seconds, or None: {given!r}")
+        raise ValueError(f"{name} must be more than 0 seconds: {given!r}")
     return None if math.isinf(number) else number
 
 
@@ -63,7 +63,7 @@ def max_connections(given: int | None, name: str = "max_connections") -> int | N
     """Return how many connections a server may serve at once, None for any number."""
     number = _whole(name, given)
     if number is not None and number < 1:
-        raise ValueError(f"{name} must be at least 1, or None: {number}")
+        raise ValueError(f"{name} must be at least 1: {number}")
     return number
 
 

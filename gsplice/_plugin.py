@@ -2,14 +2,17 @@
 
 gevent calls this at the end of every ``gevent.monkey.patch_all()`` in an environment in which
 gsplice is installed. It does something only if it was asked to: by ``patch_all(gsplice=True)``, or
-by the environment variable ``GSPLICE`` where the program says nothing.
+by the environment variable ``GSPLICE=1`` where the program says nothing.
 """
 
 from __future__ import annotations
 
 import os
 import traceback
-from typing import Any
+from typing import Any, Final
+
+#: What an environment variable that turns something on is set to.
+_ON: Final = frozenset({"1", "true", "yes", "on"})
 
 
 def did_patch_builtins(event: Any) -> None:
@@ -18,7 +21,7 @@ def did_patch_builtins(event: Any) -> None:
     :param event: a ``gevent.events.GeventDidPatchBuiltinModulesEvent``.
     """
     try:
-        in_environment = os.environ.get("GSPLICE", "") not in ("", "0")
+        in_environment = os.environ.get("GSPLICE", "").lower() in _ON
         if event.patch_all_kwargs.get("gsplice", in_environment):
             from gsplice.takeover import patch_all
 

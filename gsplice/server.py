@@ -171,7 +171,7 @@ class _Connection:
         # Not an OSError, which create_connection would take for the failure of one address.
         with gevent.Timeout(self._server.connect_timeout) as limit:
             try:
-                return self._server.connect(self._address)
+                return _check_connected(self._server.connect(self._address))
             except gevent.Timeout as expired:
                 if expired is not limit:
                     raise
@@ -213,10 +213,18 @@ def _check_target(target: Target) -> Target:
     if callable(target) or isinstance(target, str | os.PathLike):
         return target
     if isinstance(target, tuple) and len(target) == 2:
-        return target
+        host, port = target
+        if isinstance(host, str) and isinstance(port, int):
+            return target
     raise TypeError(
         f"target must be (host, port), the path of a unix socket, or a callable, not {target!r}"
     )
+
+
+def _check_connected(backend: Any) -> socket.socket:
+    if isinstance(backend, socket.socket):
+        return backend
+    raise TypeError(f"a target has to return a connected gevent socket, not {backend!r}")
 
 
 def _connect_tcp(address: tuple[str, int]) -> socket.socket:

@@ -434,9 +434,9 @@ def test_a_unix_path_that_cannot_be_bound_is_one_clear_line(
     [
         ("--grace", "-1", "--grace must not be negative: -1.0"),
         ("--grace", "nan", "--grace must not be negative: nan"),
-        ("--idle-timeout", "0", "--idle-timeout must be more than 0 seconds, or None: 0.0"),
-        ("--idle-timeout", "-5", "--idle-timeout must be more than 0 seconds, or None: -5.0"),
-        ("--max-connections", "0", "--max-connections must be at least 1, or None: 0"),
+        ("--idle-timeout", "0", "--idle-timeout must be more than 0 seconds: 0.0"),
+        ("--idle-timeout", "-5", "--idle-timeout must be more than 0 seconds: -5.0"),
+        ("--max-connections", "0", "--max-connections must be at least 1: 0"),
         ("--moderation", "-1", "--moderation must not be negative: -1.0"),
     ],
 )

@@ -324,6 +324,19 @@ def test_a_callable_that_raises_os_error_is_a_backend_that_is_not_there(
     assert "cannot connect to the target: none is healthy" in caplog.text
 
 
+@pytest.mark.parametrize("given", [None, ("127.0.0.1", 80), "socket"])
+def test_a_callable_target_that_returns_no_socket_costs_that_client_its_connection(
+    forward: Any, dial: Any, hub_errors: list[Any], given: Any
+) -> None:
+    server = forward(lambda _: given)
+    assert receive(dial(server)) == b""
+    (_, error), *_ = hub_errors
+    assert isinstance(error, TypeError)
+    assert str(error).startswith("a target has to return a connected gevent socket, not ")
+    wait_until(lambda: not server.connections)
+    hub_errors.clear()
+
+
 @pytest.mark.parametrize("result", [ValueError("a bug"), "no socket", None])
 def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
     result: Any, forward: Any, dial: Any, hub_errors: list[Any]
@@ -416,6 +429,7 @@ def test_serve_forever_returns_once_it_is_closed(echo: StreamServer) -> None:
         (80, {}, TypeError, r"target must be \(host, port\), the path .* or a callable, not 80"),
         (("host", 80, 1), {}, TypeError, "target must be"),
         (None, {}, TypeError, "target must be"),
+        (("host", "80"), {}, TypeError, "target must be"),
         ("x", {"idle_timeout": 0}, ValueError, "idle_timeout must be more than 0 seconds"),
         ("x", {"idle_timeout": "5"}, TypeError, "idle_timeout must be a number of seconds"),
         ("x", {"connect_timeout": -1}, ValueError, "connect_timeout must be more than 0 seconds"),
