@@ -74,6 +74,9 @@ class Direction:
             finally:
                 self._end(error)
 
+    def take_what_has_come(self) -> None:
+        """Move what can be moved without a wait; nothing, where methods might wait."""
+
     def throw(self, error: BaseException | type[BaseException]) -> None:
         """Called by gevent, before it closes or shuts down a socket that is waited for."""
         self.fail(error() if isinstance(error, type) else error)

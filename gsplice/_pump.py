@@ -34,6 +34,8 @@ _SHORT: Final = 8 * 1024
 _MUCH: Final = 64 * 1024
 #: So many short rounds in a row, and reads are copied again.
 _SHORT_ROUNDS: Final = 2
+#: So many rounds at the end of a relay, at the most, so that a source that goes on is not followed.
+_LAST_ROUNDS: Final = 64
 
 
 class Pump(WatchingDirection):
@@ -126,6 +128,15 @@ class Pump(WatchingDirection):
             self._wait()
             if events < 0:
                 self._poll_again()
+        except BaseException as error:
+            self._failed(error)
+
+    def take_what_has_come(self) -> None:
+        """Move what the source has received already, as far as the sink takes it now."""
+        try:
+            rounds = _LAST_ROUNDS if not self._holds_bytes() or self._deliver() else 0
+            while rounds and self._owner is not None and self._take():
+                rounds -= 1
         except BaseException as error:
             self._failed(error)
 

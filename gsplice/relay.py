@@ -95,13 +95,18 @@ class Relay(Task):
             if not self._over:
                 leg.start()
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException, rescued: Transfer | None = None) -> None:
         if self._over:
             return
+        self._over = True
         try:
-            self._end()
-        finally:  # and last, so that whoever waits for the relay finds its sockets free
-            self.set_exception(error)
+            if rescued is not None:
+                rescued.take_what_has_come()
+        finally:
+            try:
+                self._end()
+            finally:  # and last, so that whoever waits for the relay finds its sockets free
+                self.set_exception(error)
 
     def _join(self) -> None:
         for leg in (self.up, self.down):
@@ -124,7 +129,10 @@ class Relay(Task):
         if error is None:
             error = _pass_on_end(leg)
         if error is not None:
-            self._fail(error)
+            # Of a peer that has gone, what it had sent before is still to be had: the answer to
+            # a request that it would not read to the end, say.
+            peer_has_gone = leg.undelivered and isinstance(error, ConnectionError)
+            self._fail(error, other if peer_has_gone else None)
         elif other.ready():
             self._end()
             self.set(RelayResult(self.up.moved, self.down.moved))

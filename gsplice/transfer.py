@@ -103,6 +103,11 @@ class Transfer(Task):
             self.stop()
             del self  # what is raised refers to this frame, and the transfer to what is raised
 
+    def take_what_has_come(self) -> None:
+        """Move what the source's kernel has received already, as far as it goes without a wait."""
+        self.start()
+        self._engine.take_what_has_come()
+
     def end_sink(self) -> None:
         """Tell the sink's peer that no more bytes will come."""
         self._sink.end()

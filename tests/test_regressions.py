@@ -13,6 +13,7 @@ import gevent
 import pytest
 from gevent import socket
 from peers import (
+    MODES,
     MakeLine,
     Pairs,
     connected,
@@ -214,3 +215,47 @@ def fails_without_fds() -> None:
 
 def test_the_first_error_is_told_where_no_fd_is_left() -> None:
     run_alone(fails_without_fds)
+
+
+ANSWER = b"413 too large" + pattern(50_000)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("begun", [True, False], ids=["running", "not yet begun"])
+def test_an_answer_that_came_before_the_backend_went_away_is_not_lost(
+    line: MakeLine, spawn: Callable[..., Any], begun: bool, mode: str
+) -> None:
+    client, source, sink, backend = line()
+    relay = gsplice.Relay(source, sink, mode=mode)
+    if begun:
+        relay.start()
+        exchange_both_ways(client, backend)
+    received = spawn(receive, client, len(ANSWER))
+    client.sendall(b"a request that the backend will not read")
+    backend.sendall(ANSWER)
+    reset(backend)
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        relay.start().get(timeout=5)
+    assert received.get() == ANSWER
+    assert relay.down.undelivered == b""
+
+
+def exchange_both_ways(one: socket.socket, other: socket.socket) -> None:
+    for here, there in ((one, other), (other, one)):
+        here.sendall(b"hello")
+        assert receive(there, 5) == b"hello"
+
+
+def test_what_comes_from_a_backend_that_reads_no_more_does_not_keep_the_relay_for_ever(
+    line: MakeLine, spawn: Callable[..., Any]
+) -> None:
+    client, source, sink, backend = line("unix")
+    relay = gsplice.Relay(source, sink).start()
+    exchange_both_ways(client, backend)
+    backend.shutdown(socket.SHUT_RD)
+    backend.sendall(pattern(100_000))
+    client.sendall(b"more")
+    with pytest.raises(BrokenPipeError):
+        relay.get(timeout=5)
+    assert receive(client, 100_000) == pattern(100_000)
+    assert relay.up.undelivered == b"more"
