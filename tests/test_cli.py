@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forwarder import Forwarder, dial, refuses
 from gevent import socket
 from gevent.server import StreamServer
 from peers import echoed, exchange, is_readable, pattern, receive, send_back, wait_until
-from programs import ENVIRONMENT, PATIENCE, Program, free_port, needs_ipv6
+from programs import ENVIRONMENT, PATIENCE, free_port, needs_ipv6
 from terminal import Terminal
 
 import gsplice
@@ -46,53 +47,6 @@ def forward() -> Iterator[Callable[..., Forwarder]]:
     yield start
     for forwarder in started:
         forwarder.__exit__(None, None, None)
-
-
-class Forwarder(Program):
-    """A ``python -m gsplice forward``, and the connections to it."""
-
-    def __init__(self, *arguments: str) -> None:
-        super().__init__(sys.executable, "-m", "gsplice", "forward", *arguments)
-        self.address = ""
-        self._dialled: list[socket.socket] = []
-
-    def wait_until_ready(self) -> None:
-        self.address = self.expect(r"^gsplice: listening on (\S+), forwarding to \S+$")[1]
-
-    def dial(self) -> socket.socket:
-        self._dialled.append(dial(self.address))
-        return self._dialled[-1]
-
-    def ended(self) -> int:
-        """Wait for it, while the hub runs; return its exit status."""
-        wait_until(lambda: self.process.poll() is not None, PATIENCE)
-        return self.stop()
-
-    def __exit__(self, *_: Any) -> None:
-        for sock in self._dialled:
-            sock.close()
-        super().__exit__(None, None, None)
-
-
-def dial(address: str) -> socket.socket:
-    """Connect to an address as it is written."""
-    if address.startswith("unix:"):
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(address.removeprefix("unix:"))
-    else:
-        host, _, port = address.rpartition(":")
-        sock = socket.create_connection((host.strip("[]"), int(port)))
-    sock.settimeout(PATIENCE)
-    return sock
-
-
-def refuses(address: str) -> bool:
-    """Whether nobody accepts at *address* any more."""
-    try:
-        dial(address).close()
-    except (ConnectionRefusedError, FileNotFoundError):
-        return True
-    return False
 
 
 # It forwards.
