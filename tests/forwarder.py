@@ -33,6 +33,9 @@ class Forwarder(Program):
     def __exit__(self, *_: Any) -> None:
         for sock in self._dialled:
             sock.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.ended()  # with the hub running: a backend in the test has to see the end as well
         super().__exit__(None, None, None)
 
 
