@@ -10,10 +10,12 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from gevent.server import StreamServer
 from peers import (
     MODES,
     echoed,
+    error_of,
     exchange,
     fill,
     is_readable,
@@ -24,6 +26,7 @@ from peers import (
     wait_until,
 )
 
+import gsplice
 from gsplice.server import ForwardServer
 
 LOOPBACK = ("127.0.0.1", 0)
@@ -352,6 +355,127 @@ def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
     assert server.connections == 0
     assert len(hub_errors) == 2
     hub_errors.clear()
+
+
+# Clients and backends that are hostile, or broken. `test_exposed` has what a crowd of them costs.
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_not_idle_and_a_silent_one_is(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, idle_timeout=0.5)
+    slow, silent = dial(server), dial(server)
+    exchange(slow)
+    exchange(silent)
+    while not is_readable(silent):
+        exchange(slow, b"x")
+        gevent.sleep(0.05)  # now and then is what is tested
+    assert receive(silent) == b""
+    exchange(slow)
+    assert server.connections == 1
+
+
+def test_slow_clients_in_every_place_leave_room_when_they_leave(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, max_connections=3)
+    slow = [dial(server) for _ in range(3)]
+    waiting = [dial(server) for _ in range(3)]
+    for _ in range(20):
+        for client in slow:
+            exchange(client, b"x")
+    assert (server.connections, server.accepted) == (3, 3)
+    assert not any(is_readable(client) for client in waiting)
+    for leave in (socket.socket.close, reset, socket.socket.close):
+        leave(slow.pop())
+    for client in waiting:
+        exchange(client)
+    assert (server.connections, server.accepted) == (3, 6)
+
+
+def test_clients_that_left_while_they_waited_for_a_place_keep_it_from_nobody(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, max_connections=1)
+    first = dial(server)
+    exchange(first)
+    for leave in (socket.socket.close, reset, socket.socket.close):
+        leave(dial(server))
+    last = dial(server)
+    first.close()
+    exchange(last)
+    wait_until(lambda: server.connections == 1)
+
+
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
+def test_a_backend_that_never_answers_is_ended_by_the_idle_time_out(
+    half_closed: bool, forward: Any, serve: Any, dial: Any
+) -> None:
+    asked, over = [], Event()
+
+    def listen_only(sock: socket.socket, _: Any) -> None:
+        asked.append(receive(sock))
+        over.wait()
+
+    server = forward(
+        serve(StreamServer(LOOPBACK, listen_only)).address, max_connections=1, idle_timeout=0.3
+    )
+    clients = [dial(server) for _ in range(2)]
+    for client in clients:
+        client.sendall(b"is anybody there?")
+        if half_closed:
+            client.shutdown(socket.SHUT_WR)
+    assert [receive(client) for client in clients] == [b"", b""]
+    wait_until(lambda: server.connections == 0)
+    over.set()
+    wait_until(lambda: asked == [b"is anybody there?"] * 2)
+
+
+def test_a_client_that_never_reads_is_ended_by_the_idle_time_out(
+    forward: Any, serve: Any, dial: Any
+) -> None:
+    def pour(sock: socket.socket, _: Any) -> None:
+        poured.append(error_of(sock.sendall, bytes(64 * 1024 * 1024)))
+
+    poured: list[Any] = []
+    backend = serve(StreamServer(LOOPBACK, pour))
+    server = forward(backend.address, idle_timeout=0.3)
+    dial(server)
+    wait_until(lambda: poured)
+    assert isinstance(poured[0], ConnectionError)
+    wait_until(lambda: server.connections == 0)
+    assert gsplice.stats().pipes == gsplice.stats().idle_pipes
+
+
+@pytest.mark.parametrize("answer", [b"", pattern(100_000)], ids=["at once", "after an answer"])
+def test_a_backend_that_resets_costs_that_client_its_connection_and_not_the_answer(
+    answer: bytes, forward: Any, serve: Any, echo: StreamServer, dial: Any
+) -> None:
+    def answer_and_reset(sock: socket.socket, _: Any) -> None:
+        sock.recv(1)
+        sock.sendall(answer)
+        reset(sock)
+
+    server = forward(serve(StreamServer(LOOPBACK, answer_and_reset)).address)
+    client = dial(server)
+    client.sendall(pattern(10_000))
+    assert receive(client, len(answer)) == answer
+    assert isinstance(error_of(receive, client), (ConnectionResetError, type(None)))
+    server.target = echo.address
+    exchange(dial(server))
+
+
+def test_a_client_that_leaves_while_its_backend_cannot_be_reached_makes_room_in_time(
+    never_accepts: Any, forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(never_accepts("tcp").getsockname(), max_connections=2, connect_timeout=0.5)
+    lost = [dial(server) for _ in range(2)]
+    wait_until(lambda: server.full())
+    for client in lost:
+        reset(client)
+    server.target = echo.address
+    exchange(dial(server))
+    assert server.accepted == 3
 
 
 # The end.
