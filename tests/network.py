@@ -216,8 +216,10 @@ def _returning() -> Iterator[None]:
     try:
         yield
     finally:
-        _checked(_libc.setns(own, _CLONE_NEWNET))
-        os.close(own)
+        try:
+            _checked(_libc.setns(own, _CLONE_NEWNET))
+        finally:
+            os.close(own)
 
 
 def _open_own_namespace() -> int:
