@@ -255,7 +255,7 @@ class Flow:
         assert self.data.startswith(self.received)
 
 
-@EACH_MODE
+@pytest.mark.parametrize("mode", ["splice", "copy"])
 def test_the_idle_time_out_ends_a_transfer_whose_sink_has_lost_its_cable(
     net: Network, across: Across, spawn: Spawn, mode: str
 ) -> None:
@@ -271,15 +271,14 @@ def test_the_idle_time_out_ends_a_transfer_whose_sink_has_lost_its_cable(
     flow.check(transfer, all_of_it=True)
 
 
-@EACH_MODE
 def test_the_idle_time_out_ends_a_relay_whose_source_has_lost_its_cable(
-    net: Network, across: Across, spawn: Spawn, mode: str
+    net: Network, across: Across, spawn: Spawn
 ) -> None:
     ends = across()
     data = pattern(MORE_THAN_BUFFERS)
     sender = spawn(ends.client.sendall, data)
     received = spawn(receive, ends.backend)
-    relay = gsplice.Relay(ends.source, ends.sink, idle_timeout=SHORT, mode=mode).start()
+    relay = gsplice.Relay(ends.source, ends.sink, idle_timeout=SHORT).start()
     wait_until(lambda: relay.up.moved > 200_000)
     net.client.down()
     with pytest.raises(socket.timeout, match="timed out"):
@@ -308,7 +307,7 @@ def test_keepalive_ends_a_relay_whose_source_has_vanished_as_it_ends_recv(
     assert (relay.up.moved, relay.undelivered) == (14, b"")
 
 
-@EACH_MODE
+@pytest.mark.parametrize("mode", ["splice", "copy"])
 def test_the_user_time_out_of_tcp_ends_a_relay_whose_sink_has_vanished(
     net: Network, across: Across, spawn: Spawn, mode: str
 ) -> None:
@@ -326,14 +325,7 @@ def test_the_user_time_out_of_tcp_ends_a_relay_whose_sink_has_vanished(
 
 
 @pytest.mark.parametrize(
-    ("whose", "mode"),
-    [
-        ("client", "auto"),
-        ("server", "auto"),
-        ("router", "auto"),
-        ("server", "splice"),
-        ("router", "copy"),
-    ],
+    ("whose", "mode"), [("client", "auto"), ("server", "splice"), ("router", "copy")]
 )
 def test_a_cable_that_is_pulled_and_put_back_costs_no_byte(
     net: Network, across: Across, spawn: Spawn, whose: str, mode: str
