@@ -14,19 +14,22 @@ import pytest
 from gevent import socket
 from peers import (
     MODES,
+    MORE_THAN_BUFFERS,
     MakeLine,
     Pairs,
     connected,
+    error_of,
     pattern,
     receive,
     reset,
     run_alone,
     send_and_end,
     wait_until,
+    waits_to_write,
 )
 
 import gsplice
-from gsplice import _kernel
+from gsplice import _kernel, _pump
 from gsplice._pump import Pump
 
 
@@ -259,3 +262,50 @@ def test_what_comes_from_a_backend_that_reads_no_more_does_not_keep_the_relay_fo
         relay.get(timeout=5)
     assert receive(client, 100_000) == pattern(100_000)
     assert relay.up.undelivered == b"more"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_to_a_client_that_does_not_read_is_accounted_for_when_the_backend_goes_away(
+    line: MakeLine, spawn: Callable[..., Any], mode: str
+) -> None:
+    client, source, sink, backend = line()
+    data = pattern(MORE_THAN_BUFFERS)
+    spawn(error_of, backend.sendall, data)
+    relay = gsplice.Relay(source, sink, mode=mode).start()
+    wait_until(lambda: waits_to_write(source))
+    reset(backend)
+    client.sendall(b"more")
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        relay.get(timeout=5)
+    moved, held = relay.down.moved, relay.down.undelivered
+    assert held == data[moved : moved + len(held)] != b""
+    assert receive(client, moved) == data[:moved]
+    assert relay.up.undelivered == b"more"
+
+
+def test_an_answer_to_a_client_that_has_gone_as_well_is_accounted_for(line: MakeLine) -> None:
+    client, source, sink, backend = line()
+    relay = gsplice.Relay(source, sink)
+    client.sendall(b"a request")
+    backend.sendall(b"an answer")
+    reset(backend)
+    client.close()
+    source.shutdown(socket.SHUT_WR)  # so that nothing can be sent there any more
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        relay.run()
+    assert (relay.up.undelivered, relay.down.undelivered) == (b"a request", b"an answer")
+
+
+def test_what_a_backend_that_has_gone_had_sent_is_not_followed_without_end(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pump, "_LAST_ROUNDS", 1)
+    client, source, sink, backend = line()
+    relay = gsplice.Relay(source, sink, mode="auto").start()
+    client.sendall(b"a request")
+    backend.sendall(data := pattern(50_000))
+    reset(backend)
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        relay.get(timeout=5)
+    assert 0 < relay.down.moved < len(data)
+    assert receive(client, relay.down.moved) + receive(sink) == data
