@@ -28,9 +28,9 @@ FEW = 100
 #: What the backend pours out until nobody takes any more.
 PIECE = bytes(256 * KIB)
 
-#: Of user memory, kernel buffers aside: what a connection may cost the forwarder. Measured in a
-#: run: 4 KiB for one that is slow, 6 for one that is stalled, 51 where nothing is spliced and what
-#: was read waits in a buffer of 64 KiB at the most.
+#: Of user memory, kernel buffers aside: what a connection may cost the forwarder. It was 4 KiB for
+#: one that is slow, 6 to 10 for one that is stalled, and 17 to 51 where nothing is spliced and what
+#: was read waits in user space, 64 KiB at the most.
 SLOW_COSTS = 16 * KIB
 STALLED_COSTS = {"auto": 24 * KIB, "copy": (64 + 24) * KIB}
 
