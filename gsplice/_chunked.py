@@ -63,6 +63,10 @@ class ChunkedSink(SocketSink):
         self._send_frame()
         return self._sent(super().splice_from(pipe))
 
+    def catch_up(self, count: int) -> None:
+        """Take note that *count* bytes went out by a call whose result an exception took away."""
+        self._sent(count)
+
     def send_file(self, file: int, offset: int, length: int) -> int:
         """Send at most *length* bytes of the file from *offset*; 0 at its end."""
         if not self._open:

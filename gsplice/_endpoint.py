@@ -114,6 +114,9 @@ class SocketSink:
         """Send what the pipe holds and there is room for; BlockingIOError where there is none."""
         return _kernel.splice(pipe.read_fd, self.fileno(), pipe.held)
 
+    def catch_up(self, count: int) -> None:
+        """Take note that *count* bytes went out by a call whose result an exception took away."""
+
     def send_file(self, file: int, offset: int, length: int) -> int:
         """Send at most *length* bytes of the file from *offset*; 0 at its end."""
         return _kernel.sendfile(self.fileno(), file, offset, length)
@@ -154,10 +157,14 @@ class FileSink:
 
     def splice_from(self, pipe: Pipe) -> int:
         """Write what the pipe holds behind what was written; return how much."""
-        offset = self._position()
-        written = _kernel.splice(pipe.read_fd, self.file.fileno(), pipe.held, offset)
-        self._offset = offset + written
+        self._offset = self._position()  # known to `catch_up`, where this call is interrupted
+        written = _kernel.splice(pipe.read_fd, self.file.fileno(), pipe.held, self._offset)
+        self._offset += written
         return written
+
+    def catch_up(self, count: int) -> None:
+        """Take note that *count* bytes went in by a call whose result an exception took away."""
+        self._offset = self._position() + count
 
     def appends(self) -> bool:
         """Whether the file was opened to append."""

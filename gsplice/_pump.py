@@ -311,9 +311,10 @@ class Pump(WatchingDirection):
             held, left = pipe.held, pipe.take_back()
         finally:
             self._pipes.discard(pipe)
-        if len(left) < held:  # an exception came between the system call and the count
-            self.moved += held - len(left)
-            self.spliced += held - len(left)
+        if (gone := held - len(left)) > 0:  # an exception came between the call and the count
+            self.moved += gone
+            self.spliced += gone
+            self._sink.catch_up(gone)
         return pending + left
 
     def abandon(self) -> None:

@@ -7,10 +7,12 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from faults import Fault, injected, raising_after
 from gevent import socket
 from peers import (
     MODES,
@@ -29,7 +31,8 @@ from peers import (
 )
 
 import gsplice
-from gsplice import _kernel, _pump
+from gsplice import _pump
+from gsplice._chunked import ChunkedSink
 from gsplice._pump import Pump
 
 
@@ -38,18 +41,11 @@ class Interrupted(Exception):
 
 
 def test_an_exception_right_after_the_splice_in_leaves_no_bytes_for_another_transfer(
-    line: MakeLine, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+    line: MakeLine,
 ) -> None:
     client, source, sink, _ = line()
-    splice = _kernel.splice
-
-    def interrupted(*args: Any) -> int:
-        splice(*args)
-        raise Interrupted
-
     client.sendall(b"secret of one")
-    with monkeypatch.context() as patch:
-        patch.setattr(_kernel, "splice", interrupted)
+    with injected(Fault("splice", raising_after(Interrupted))):
         transfer = gsplice.Transfer(source, sink, mode="splice").start()
         with pytest.raises(Interrupted):
             transfer.get(timeout=5)
@@ -61,25 +57,46 @@ def test_an_exception_right_after_the_splice_in_leaves_no_bytes_for_another_tran
 
 
 def test_an_exception_right_after_the_splice_out_counts_what_the_sink_has_got(
-    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+    line: MakeLine,
 ) -> None:
     client, source, sink, backend = line()
-    splice, calls = _kernel.splice, []
-
-    def interrupted(*args: Any) -> int:
-        moved = splice(*args)
-        calls.append(moved)
-        if len(calls) == 2:
-            raise Interrupted
-        return moved
-
     client.sendall(b"delivered")
-    monkeypatch.setattr(_kernel, "splice", interrupted)
-    transfer = gsplice.Transfer(source, sink, mode="splice").start()
-    with pytest.raises(Interrupted):
-        transfer.get(timeout=5)
+    with injected(Fault("splice", raising_after(Interrupted), 2)):
+        transfer = gsplice.Transfer(source, sink, mode="splice").start()
+        with pytest.raises(Interrupted):
+            transfer.get(timeout=5)
     assert receive(backend, 9) == b"delivered"
     assert (transfer.moved, transfer.spliced, transfer.undelivered) == (9, 9, b"")
+
+
+def test_an_exception_right_after_the_splice_into_a_file_leaves_the_position_behind_the_bytes(
+    line: MakeLine, tmp_path: Path
+) -> None:
+    client, source, _, _ = line()
+    client.sendall(b"written")
+    with open(tmp_path / "file", "w+b") as file:
+        with injected(Fault("splice", raising_after(Interrupted), 2)):
+            transfer = gsplice.Transfer(source, file, mode="splice").start()
+            with pytest.raises(Interrupted):
+                transfer.get(timeout=5)
+        assert (transfer.moved, file.tell()) == (7, 7)
+        file.write(b" and more")
+    assert (tmp_path / "file").read_bytes() == b"written and more"
+
+
+def test_an_exception_right_after_the_splice_of_a_chunk_does_not_have_it_sent_twice(
+    line: MakeLine,
+) -> None:
+    client, source, sink, backend = line()
+    client.sendall(b"chunk")
+    chunked = ChunkedSink(sink)
+    with injected(Fault("splice", raising_after(Interrupted), 2)):
+        transfer = gsplice.Transfer(source, chunked, mode="splice").start()
+        with pytest.raises(Interrupted):
+            transfer.get(timeout=5)
+    sink.sendall(chunked.take_line_break())
+    sink.shutdown(socket.SHUT_WR)
+    assert receive(backend) == b"5\r\nchunk\r\n"
 
 
 class TimesOut:
