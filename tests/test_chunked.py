@@ -22,9 +22,7 @@ from peers import (
 )
 
 import gsplice
-from gsplice._chunked import ChunkedSink
-
-LAST_CHUNK = b"0\r\n\r\n"
+from gsplice._chunked import LAST_CHUNK, ChunkedSink
 
 
 def send_in_chunks(source: Any, sink: socket.socket, mode: str, count: int | None = None) -> int:
