@@ -110,12 +110,15 @@ class Moderation:
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         count, self._moved = moved - self._moved, moved
-        if self._mark:
-            self._follow(elapsed)
-        elif not self._may_mark:
+        try:
+            if self._mark:
+                self._follow(elapsed)
+            elif self._may_mark and self._is_stream(elapsed):
+                self._begin(count // self._patience)
+        except OSError:
+            self._give_up()
+        if not self._may_mark:
             return NEVER
-        elif self._is_stream(elapsed):
-            self._begin(count // self._patience)
         if self._mark and remaining is not None and remaining <= self._mark:
             self._end()  # the last bytes would not fill a mark
         return 1 if self._mark else self._patience
@@ -130,7 +133,10 @@ class Moderation:
             self._end()
         else:
             self._ceiling = max(self._mark // 2, _LEAST_MARK)
-            self._set(self._ceiling)
+            try:
+                self._set(self._ceiling)
+            except OSError:
+                self._give_up()
             self.wait()
         self._wakes = 0
 
@@ -177,16 +183,25 @@ class Moderation:
             return
         if most != self._most:
             self._most = self._ceiling = most
+        self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
         # libuv knows no shorter timer than a millisecond, and warns where one is asked for.
         period = max(self._bound / 2, 0.001)
         self._timer = gevent.get_hub().loop.timer(period, period)
-        self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
         self._set(min(max(2 * average, _LEAST_MARK), self._ceiling))
         self.wait()
 
     def _set(self, mark: int) -> None:
         self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, mark)
         self._mark = mark
+
+    def _give_up(self) -> None:
+        """Do without a mark after an error; what it means for the bytes, they will tell.
+
+        A kernel, or what stands for one, may have no such option.
+        """
+        self._may_mark = False
+        if self._timer is not None:
+            self._end()
 
     def _end(self) -> None:
         self._mark = 0

@@ -5,10 +5,12 @@ The mark is the kernel's own ``SO_RCVLOWAT``, which a test can read from the sou
 
 from __future__ import annotations
 
+import errno
 import time
 
 import gevent
 import pytest
+from faults import always, failing, injected
 from gevent import socket
 from peers import Line, MakeLine, Pairs, Spawn, pattern, receive, send_and_end, wait_until
 
@@ -146,6 +148,26 @@ def test_the_mark_of_the_user_is_back_when_a_transfer_is_stopped(
     assert mark(stream.line.source) == own_mark
     delivered = receive(stream.line.backend, transfer.moved) + transfer.undelivered
     assert stream.sent.startswith(delivered)
+
+
+@pytest.mark.parametrize("call", ["getsockopt", "setsockopt"])
+def test_a_kernel_without_the_options_costs_no_transfer_and_leaves_the_users_mark(
+    stream: Stream, spawn: Spawn, call: str
+) -> None:
+    stream.line.source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 300)
+    received = spawn(receive, stream.line.backend)
+    unknown = always(call, failing(errno.ENOPROTOOPT))
+    with injected(unknown, sockets=[stream.line.source]):
+        transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+        for _ in range(50):
+            if not unknown.reached:
+                stream.write(100)
+        stream.line.client.shutdown(socket.SHUT_WR)
+        assert transfer.get(timeout=5) == len(stream.sent)
+    assert unknown.reached
+    assert mark(stream.line.source) == 300
+    stream.line.sink.shutdown(socket.SHUT_WR)
+    assert received.get() == stream.sent
 
 
 def test_zero_turns_it_off(stream: Stream, spawn: Spawn) -> None:
