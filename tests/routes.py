@@ -234,15 +234,27 @@ _PIPES = ("splice", "pipe2", "fcntl F_SETPIPE_SZ", "fcntl F_GETPIPE_SZ")
 
 _SIZE_LINE = "send (of a size line)"
 
+
+def giving_over_tcp(data: bytes, piece: int) -> Giving:
+    """Return a source over TCP."""
+    return Giving(data, piece, "tcp")
+
+
+def taking_over_tcp() -> Taking:
+    """Return a sink over TCP."""
+    return Taking("tcp")
+
+
+MODERATED = Route(giving_over_tcp, taking_over_tcp, ("getsockopt", "setsockopt"), piece=500)
+
 ROUTES = {
     "messages": Route(Giving, Taking, ("recv_into", "send"), "auto", MESSAGES, MESSAGE),
     "messages, spliced": Route(Giving, Taking, (*_PIPES, "recv_into"), "splice", MESSAGES, MESSAGE),
     "stream": Route(Giving, Taking, (*_PIPES, "recv_into", "send")),
     "stream, spliced": Route(Giving, Taking, (*_PIPES, "recv_into"), "splice"),
     "stream, copied": Route(Giving, Taking, ("recv_into", "send"), "copy"),
-    "stream over TCP": Route(
-        lambda *args: Giving(*args, "tcp"), lambda: Taking("tcp"), (*_PIPES, "recv_into", "send")
-    ),
+    "stream over TCP": Route(giving_over_tcp, taking_over_tcp, (*_PIPES, "recv_into", "send")),
+    "small writes, moderated": MODERATED,
     "stalled": Route(Giving, lambda: TakingLate(32768), ("splice", "recv_into", "send")),
     "stalled, spliced": Route(Giving, TakingLate, ("splice", "recv_into"), "splice", STALLING),
     "stalled, copied": Route(Giving, TakingLate, ("recv_into", "send"), "copy", STALLING),

@@ -36,10 +36,12 @@ from faults import (
     raising_after,
     shortened,
 )
-from peers import PATIENCE, error_of
-from routes import ROUTES, Route
+from gevent import socket
+from peers import PATIENCE, connected, error_of, pattern, receive, send_and_end
+from routes import MODERATED, ROUTES, STREAM, Route
 
 import gsplice
+from gsplice import _moderation
 
 # What comes of a fault: the transfer
 GOES_ON: Final = "goes on"  # as if nothing had been
@@ -99,6 +101,12 @@ def effects(call: str) -> Iterator[tuple[str, Effect, str, int]]:
             yield name, effect, GOES_ON, 0
 
 
+@pytest.fixture(autouse=True)
+def _never_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have moderation take small writes for a stream however busy the machine is."""
+    monkeypatch.setattr(_moderation, "_QUICK", PATIENCE)
+
+
 class Outcome(NamedTuple):
     """What came of a transfer."""
 
@@ -142,11 +150,11 @@ def send_the_rest(transfer: gsplice.Transfer, giving: Any, taking: Any) -> None:
     assert taken + gsplice.copy(giving.thing, taking.thing) == len(giving.data)
 
 
-def check_figures(transfer: gsplice.Transfer, before: gsplice.Stats) -> None:
-    """Check that `stats` has counted what *transfer* has moved, and that nothing of it is left."""
+def check_figures(task: gsplice.Transfer | gsplice.Relay, before: gsplice.Stats) -> None:
+    """Check that `stats` has counted what *task* has moved, and that nothing of it is left."""
     now = gsplice.stats()
-    assert now.spliced - before.spliced == transfer.spliced
-    assert now.copied - before.copied == transfer.moved - transfer.spliced
+    assert now.spliced - before.spliced == task.spliced
+    assert now.copied - before.copied == task.moved - task.spliced
     assert now.active == before.active
     assert now.pipes == now.idle_pipes
 
@@ -172,9 +180,9 @@ def told(what: str) -> Iterator[None]:
 
 
 def at_each_time(
-    route: Route, what: str, make: Callable[[int], Fault], *others: Fault
+    run: Callable[..., Outcome], what: str, make: Callable[[int], Fault], *others: Fault
 ) -> Iterator[Outcome]:
-    """Have transfers on *route* with a fault at the first time, the second one, and so on.
+    """Have *run* with a fault at the first time, the second one, and so on.
 
     They end with the first one that the fault does not reach: that has to run through untouched,
     where there are no *others* beside it.
@@ -182,7 +190,7 @@ def at_each_time(
     for first in range(1, _MANY):
         fault = make(first)
         with told(f"{fault.name} number {first}: {what}"):
-            outcome = run(route, fault, *others)
+            outcome = run(fault, *others)
             if fault.reached:
                 yield outcome
             else:
@@ -205,10 +213,19 @@ def made(*names: str) -> list[Any]:
 def test_each_call_fails_in_each_way_at_each_time(route: Route, call: str) -> None:
     for name, effect, rule, number in effects(call):
         times = 0
-        for outcome in at_each_time(route, name, functools.partial(Fault, call, effect)):
+        for outcome in at_each_time(
+            functools.partial(run, route), name, functools.partial(Fault, call, effect)
+        ):
             check_rule(rule, number, outcome)
             times += 1
         assert times, "the call is never made"
+
+
+@pytest.mark.parametrize("call", ["recv_into", "send"])
+def test_each_call_of_a_moderated_stream_fails_at_each_time(call: str) -> None:
+    fault = functools.partial(Fault, call, failing(errno.EIO))
+    for outcome in at_each_time(functools.partial(run, MODERATED), "EIO", fault):
+        check_rule(RAISES, errno.EIO, outcome)
 
 
 @pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.__getitem__)
@@ -222,7 +239,7 @@ def test_what_is_refused_at_each_time_is_asked_for_once(
         faults.append(always(call, failing(number), first))
         return faults[-1]
 
-    for outcome in at_each_time(route, "for ever", refused):
+    for outcome in at_each_time(functools.partial(run, route), "for ever", refused):
         check_rule(COPIES, number, outcome)
         assert outcome.fallbacks[errno.errorcode[number]] == 1
     assert [fault.calls for fault in faults[:-1]] == [*range(1, len(faults))]
@@ -236,7 +253,9 @@ def test_copying_after_a_refusal_fails_at_each_time(
     for first in range(1, _MANY):
         refused = always(call, failing(errno.EINVAL), first)
         fault = functools.partial(Fault, copies_by, failing(errno.EIO))
-        for outcome in at_each_time(route, f"after refusal {first}", fault, refused):
+        for outcome in at_each_time(
+            functools.partial(run, route), f"after refusal {first}", fault, refused
+        ):
             assert outcome.error is not None
             assert outcome.error.errno == errno.EIO
             refused.calls = 0
@@ -252,6 +271,63 @@ class Interrupted(Exception):
 @pytest.mark.parametrize(("route", "call"), made("splice"))
 def test_a_signal_handler_raises_right_after_each_splice(route: Route, call: str) -> None:
     fault = functools.partial(Fault, call, raising_after(Interrupted))
-    for outcome in at_each_time(route, "an exception", fault):
+    for outcome in at_each_time(functools.partial(run, route), "an exception", fault):
         assert type(outcome.error) is Interrupted
         assert outcome.fallbacks == {}
+
+
+def relay(mode: str, sink_buffer: int, *faults: Fault) -> Outcome:
+    """Have one relay with *faults* in it, and check that nothing is lost by them."""
+    sent = {"up": STREAM, "down": pattern(50_003, 13)}
+    (client, a), (b, backend) = connected("unix"), connected("unix")
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sink_buffer)
+    peers = [
+        gevent.spawn(send_and_end, client, sent["up"]),
+        gevent.spawn(send_and_end, backend, sent["down"]),
+        received_up := gevent.spawn(receive, backend),
+        received_down := gevent.spawn(receive, client),
+    ]
+    try:
+        forget_pipes()
+        before = gsplice.stats()
+        with injected(*faults, sockets=[a, b]):
+            relay = gsplice.Relay(a, b, mode=mode).start()
+            error = error_of(relay.get, PATIENCE)
+        check_figures(relay, before)
+        fallbacks = new_fallbacks(before)
+        for name, source, sink in (("up", a, b), ("down", b, a)):
+            leg = getattr(relay, name)
+            assert leg.undelivered == sent[name][leg.moved :][: len(leg.undelivered)]
+            sink.sendall(leg.undelivered)
+            rest = gsplice.copy(source, sink)
+            assert leg.moved + len(leg.undelivered) + rest == len(sent[name])
+            with contextlib.suppress(OSError):  # the relay has done it, perhaps
+                sink.shutdown(socket.SHUT_WR)
+        assert received_up.get(timeout=PATIENCE) == sent["up"]
+        assert received_down.get(timeout=PATIENCE) == sent["down"]
+        return Outcome(error, fallbacks)
+    finally:
+        gevent.killall(peers)
+        for sock in (client, a, b, backend):
+            sock.close()
+
+
+@pytest.mark.parametrize("buffer", [1 << 20, 8192], ids=["flowing", "stalling"])
+@pytest.mark.parametrize(
+    ("mode", "call"),
+    [
+        *(("auto", call) for call in ("splice", "pipe2", "recv_into", "send", "shutdown")),
+        *(("splice", call) for call in ("splice", "recv_into", "shutdown")),
+        *(("copy", call) for call in ("recv_into", "send", "shutdown")),
+    ],
+)
+def test_each_call_of_a_relay_fails_in_each_way_at_each_time(
+    mode: str, buffer: int, call: str
+) -> None:
+    times = 0
+    for name, effect, rule, number in effects(call):
+        fault = functools.partial(Fault, call, effect)
+        for outcome in at_each_time(functools.partial(relay, mode, buffer), name, fault):
+            check_rule(rule, number, outcome)
+            times += 1
+    assert times, "the call is never made"
