@@ -5,6 +5,10 @@ end, and `fail` fills in `undelivered` from wherever the engine holds bytes.
 
 Invariant: an engine ends once. From then on it has no watcher, pipe or timer, and has told whom
 it belongs to.
+
+Invariant: a step, which is what the hub calls an engine for, is made whole. The handler of a signal
+runs between any two instructions of it, and may well stop transfers. In the middle of a step nobody
+could say which bytes have been taken and which accepted, so then the end waits for the step's own.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ class Direction:
     """One direction of bytes; the ways to move them are its subclasses."""
 
     __slots__ = (
+        "_end_is_due",
+        "_in_step",
         "_owner",
         "_remaining",
         "_watchdog",
@@ -45,6 +51,8 @@ class Direction:
         self._remaining = count
         self._owner: Owner | None = owner
         self._watchdog: Watchdog | None = None
+        self._in_step = False
+        self._end_is_due: BaseException | None = None  # with this, once the step has been made
         self.moved = 0
         self.spliced = 0
         self.undelivered = b""
@@ -56,17 +64,21 @@ class Direction:
     def start(self) -> None:
         """Begin to move bytes; the owner is told of the end, whatever it is."""
         _account.began(self)
+        self._in_step = True
         try:
             if self._remaining == 0:
                 self._finish()
             else:
                 self._begin()
+            self._step_is_made()
         except BaseException as error:
             self._failed(error)
 
     def fail(self, error: BaseException) -> None:
-        """End at once with *error*; after the end it does nothing."""
-        if self._owner is not None:
+        """End at once with *error*, or with the step under way; after the end it does nothing."""
+        if self._in_step:
+            self._end_is_due = self._end_is_due or error
+        elif self._owner is not None:
             try:
                 self.undelivered = self._take_back()
                 with contextlib.suppress(Exception):  # the first error is the one to tell
@@ -93,11 +105,18 @@ class Direction:
 
     def _failed(self, error: BaseException) -> None:
         """End with *error*, which is being handled; what is not for the transfer goes on up."""
+        self._in_step = False
         if not isinstance(error, Exception):  # KeyboardInterrupt, SystemExit
             self.fail(TransferStopped("interrupted"))
             raise error
         # The frames are our own and tell a user nothing; kept, they would keep the sockets open.
-        self.fail(error.with_traceback(None))
+        self.fail(self._end_is_due or error.with_traceback(None))
+
+    def _step_is_made(self) -> None:
+        """Take note that a step has been made whole, and end now where that is due."""
+        self._in_step = False  # before the look: what asks for the end from here on, ends it
+        if self._end_is_due is not None:
+            self.fail(self._end_is_due)
 
     def _finish(self) -> None:
         """End cleanly: everything the source gave has been accepted by the sink."""
@@ -145,6 +164,7 @@ class Direction:
     def _release(self) -> None:
         """Let go of watchers, pipes and timers."""
         self._watchdog = None
+        self._end_is_due = None
 
 
 class WatchingDirection(Direction):

@@ -94,7 +94,10 @@ class Pump(WatchingDirection):
 
     def on_readable(self, events: int = 1) -> None:
         """The source has bytes, its end, or an error."""
+        self._in_step = True
         try:
+            if self._owner is None:
+                return
             if not (self._splice() if self._streaming else self._copy()):
                 self._wait()
             self._until_look -= 1
@@ -102,32 +105,43 @@ class Pump(WatchingDirection):
                 self._look()
             if events < 0:
                 self._poll_again()
+            # `_step_is_made`, inline: it is the path of every small message.
+            self._in_step = False
+            if self._end_is_due is not None:
+                self.fail(self._end_is_due)
         except BaseException as error:
             self._failed(error)
 
     def on_due(self) -> None:
         """Moderation has come to its bound: what is there must not wait any longer."""
+        self._in_step = True
         try:
-            assert self._moderation is not None
+            if self._moderation is None:
+                return
             if self._holds_bytes():
                 self._moderation.pause()  # it waits for the sink
-                return
-            if not self._take():
-                self._wait()
-            if self._owner is not None:
-                self._moderation.found(self.moved)
+            else:
+                if not self._take():
+                    self._wait()
+                if self._owner is not None:
+                    self._moderation.found(self.moved)
+            self._step_is_made()
         except BaseException as error:
             self._failed(error)
 
     def on_writable(self, events: int = 1) -> None:
         """The sink has room, or an error."""
+        self._in_step = True
         try:
+            if self._owner is None:
+                return
             if self._deliver():
                 # The source of a stream mostly has more: asking it costs less than two watchers.
                 self._take()
             self._wait()
             if events < 0:
                 self._poll_again()
+            self._step_is_made()
         except BaseException as error:
             self._failed(error)
 

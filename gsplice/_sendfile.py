@@ -41,10 +41,14 @@ class FileSender(WatchingDirection):
 
     def on_writable(self, events: int = 1) -> None:
         """The sink has room, or an error."""
+        self._in_step = True
         try:
+            if self._owner is None:
+                return
             self._send_round()
             if events < 0:
                 self._poll_again()
+            self._step_is_made()
         except BaseException as error:
             self._failed(error)
 

@@ -96,7 +96,7 @@ class Transfer(Task):
             self._started = True  # its methods wait by themselves: no other greenlet is needed
             self._sink.prepare()
             self._engine.run()
-            return self._engine.moved
+            return int(self.get())  # it may have been stopped meanwhile
         try:
             return self.start().get()
         finally:

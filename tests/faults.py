@@ -3,10 +3,6 @@
 All system calls of the data path go through three things: the ``os`` and the ``fcntl`` that
 `gsplice._kernel` sees, and the C socket under each of gevent's. While `injected` lasts one call of
 theirs is counted, and something else than usual happens at its n-th time. Everything else is real.
-
-Where other code can run between readiness and the system call is in the hub, before a callback of
-an engine: there `before_callback` strikes. Within a callback only a signal handler or a finalizer
-runs; `before_method` strikes where one would.
 """
 
 from __future__ import annotations
@@ -26,7 +22,6 @@ from gevent import socket
 
 import gsplice
 from gsplice import _hub, _kernel
-from gsplice._direction import WatchingDirection
 
 #: Is called instead of the system call, with the call itself and its arguments.
 Effect: TypeAlias = Callable[..., Any]
@@ -86,11 +81,6 @@ def always(name: str, effect: Effect, first: int = 1) -> Fault:
     return Fault(name, effect, first, _FOR_EVER)
 
 
-def never(name: str) -> Fault:
-    """Return what counts the calls, and does nothing else."""
-    return Fault(name, failing(errno.EIO), _FOR_EVER)
-
-
 def failing(number: int) -> Effect:
     """Have the call fail with the errno *number*, and do nothing."""
 
@@ -107,6 +97,16 @@ def raising_after(error: type[BaseException]) -> Effect:
         with contextlib.suppress(OSError):
             function(*args, **kwargs)
         raise error
+
+    return effect
+
+
+def preceded_by(strike: Callable[[], Any]) -> Effect:
+    """Have *strike* called right before the call is made."""
+
+    def effect(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        strike()
+        return function(*args, **kwargs)
 
     return effect
 
@@ -212,27 +212,3 @@ def new_fallbacks(before: gsplice.Stats) -> dict[str, int]:
         for reason, count in now.items()
         if count != before.fallbacks.get(reason, 0)
     }
-
-
-def before_method(
-    monkeypatch: pytest.MonkeyPatch,
-    engine: type[WatchingDirection],
-    name: str,
-    strike: Callable[[], Any],
-    number: int = 1,
-) -> list[int]:
-    """Have *strike* called right before the *number*-th call of *engine*'s method *name*.
-
-    The list that is returned grows by each call.
-    """
-    original = getattr(engine, name)
-    calls: list[int] = []
-
-    def struck(self: Any, *args: Any) -> Any:
-        calls.append(len(calls) + 1)
-        if len(calls) == number:
-            strike()
-        return original(self, *args)
-
-    monkeypatch.setattr(engine, name, struck)
-    return calls

@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
-from faults import Fault, injected, raising_after
+from faults import Fault, injected, preceded_by, raising_after
 from gevent import socket
 from peers import (
     MODES,
@@ -21,6 +21,7 @@ from peers import (
     Pairs,
     connected,
     error_of,
+    fill,
     pattern,
     receive,
     reset,
@@ -97,6 +98,29 @@ def test_an_exception_right_after_the_splice_of_a_chunk_does_not_have_it_sent_tw
     sink.sendall(chunked.take_line_break())
     sink.shutdown(socket.SHUT_WR)
     assert receive(backend) == b"5\r\nchunk\r\n"
+
+
+def test_a_stop_by_a_signal_handler_right_before_the_write_hands_back_what_was_read(
+    line: MakeLine,
+) -> None:
+    client, source, sink, _ = line("unix")
+    fill(sink)
+    client.sendall(b"hello")
+
+    def handler(*_: Any) -> None:
+        transfer.stop()
+
+    previous = signal.signal(signal.SIGUSR1, handler)
+    try:
+        signalled = Fault("send", preceded_by(lambda: signal.raise_signal(signal.SIGUSR1)))
+        with injected(signalled, sockets=[sink]):
+            transfer = gsplice.Transfer(source, sink)
+            transfer.start()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert signalled.reached
+    assert transfer.ready()
+    assert (transfer.moved, transfer.undelivered) == (0, b"hello")
 
 
 class TimesOut:
