@@ -1,10 +1,11 @@
-"""Another greenlet closes or uses a socket of a transfer, and its fd number is used again."""
+"""Another greenlet closes or uses a socket of a transfer, and its fd number is used again.
+
+What lands between the readiness of a socket and the system call for it is in `test_races`.
+"""
 
 from __future__ import annotations
 
 import errno
-import os
-import socket as standard_socket
 from collections.abc import Callable
 from typing import Any
 
@@ -17,26 +18,21 @@ from peers import (
     MORE_THAN_BUFFERS,
     Line,
     MakeLine,
-    Pair,
     Pairs,
     Spawn,
-    connected,
     error_of,
     fill,
-    pattern,
-    peeked,
     receive,
     wait_until,
     waits_to_read,
     waits_to_write,
 )
+from races import assert_untouched, close_and_reuse
 
 import gsplice
-from gsplice import _gevent, _kernel
-from gsplice._pump import Pump
+from gsplice import _kernel
 
 IDLE, STALLED = "idle", "stalled"
-OTHERS_BYTES = b"of another connection"
 
 
 def begin(ends: Line, spawn: Spawn, state: str, move: Callable[[], Any]) -> gevent.Greenlet:
@@ -49,39 +45,6 @@ def begin(ends: Line, spawn: Spawn, state: str, move: Callable[[], Any]) -> geve
     else:
         wait_until(lambda: waits_to_read(ends.source))
     return moving
-
-
-def close_and_reuse(sock: socket.socket) -> Pair:
-    """Close *sock*, and use its number for a connection that has bytes to read."""
-    near, far = connected("tcp")  # made before: its own numbers have to be others
-    far.sendall(OTHERS_BYTES)
-    fd = sock.fileno()
-    sock.close()
-    wait_until(lambda: is_free(fd))
-    os.dup2(near.fileno(), fd)
-    near.close()
-    return socket.socket(far.family, far.type, far.proto, fileno=fd), far
-
-
-def is_free(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return True
-    return False
-
-
-def assert_untouched(near: socket.socket, far: socket.socket) -> None:
-    """Check that nobody has read from the connection or written to it; close it."""
-    try:
-        wait_until(lambda: peeked(near) == OTHERS_BYTES)
-        gevent.sleep(0)
-        assert receive(near, len(OTHERS_BYTES)) == OTHERS_BYTES
-        near.shutdown(socket.SHUT_WR)
-        assert receive(far) == b"", "bytes of a transfer went to another's connection"
-    finally:
-        near.close()
-        far.close()
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "tls"])
@@ -136,84 +99,6 @@ def test_closing_both_sides_at_once(
     ends.source.close()
     ends.sink.close()
     assert moving.get(timeout=5).errno == errno.EBADF
-
-
-class AtReadiness:
-    """Has *strike* run in the hub between the readiness of a socket and the system call for it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, strike: Callable[[], Any]) -> None:
-        self._strike: Callable[[], Any] | None = strike
-        self._monkeypatch = monkeypatch
-
-    def arm(self, name: str) -> None:
-        """Strike at the next call of `Pump`'s callback *name*."""
-        original = getattr(Pump, name)
-
-        def struck(pump: Pump, *events: int) -> None:
-            strike, self._strike = self._strike, None
-            if strike is not None:
-                strike()
-            original(pump, *events)
-
-        self._monkeypatch.setattr(Pump, name, struck)
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("which", ["source", "sink"])
-def test_closed_between_readiness_and_the_read(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, which: str, mode: str
-) -> None:
-    ends = line()
-    others: list[Pair] = []
-    strike = lambda: others.append(closed_in_hub(getattr(ends, which)))  # noqa: E731
-    AtReadiness(monkeypatch, strike).arm("on_readable")
-    transfer = gsplice.Transfer(ends.source, ends.sink, mode=mode).start()
-    ends.client.sendall(b"hello")
-    with pytest.raises(OSError, match="descriptor") as caught:
-        transfer.get(timeout=5)
-    assert caught.value.errno == errno.EBADF
-    assert_untouched(*others[0])
-    assert transfer.moved == 0
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("which", ["source", "sink"])
-def test_closed_between_readiness_and_the_write(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, which: str, mode: str
-) -> None:
-    ends = line("unix")
-    others: list[Pair] = []
-    strike = lambda: others.append(closed_in_hub(getattr(ends, which)))  # noqa: E731
-    AtReadiness(monkeypatch, strike).arm("on_writable")
-    data = pattern(MORE_THAN_BUFFERS)
-    spawn(error_of, ends.client.sendall, data)
-    transfer = gsplice.Transfer(ends.source, ends.sink, mode=mode).start()
-    wait_until(lambda: waits_to_write(ends.sink))
-    received = spawn(receive, ends.backend)
-    with pytest.raises(OSError, match="descriptor") as caught:
-        transfer.get(timeout=5)
-    assert caught.value.errno == errno.EBADF
-    assert_untouched(*others[0])
-    ends.sink.close()
-    arrived = received.get()
-    assert len(arrived) == transfer.moved
-    assert (arrived + transfer.undelivered) == data[: len(arrived) + len(transfer.undelivered)]
-
-
-def closed_in_hub(sock: socket.socket) -> Pair:
-    """Close *sock* for good, in the hub, and use its number again at once.
-
-    That is what a callback does which runs just before ours in the same turn of the loop.
-    """
-    near, far = standard_socket.socketpair()
-    far.sendall(OTHERS_BYTES)
-    fd = sock.fileno()
-    raw = _gevent.raw_socket(sock)
-    sock.close()
-    raw.close()  # gevent puts it off while the socket is waited for
-    os.dup2(near.fileno(), fd)
-    near.close()
-    return socket.socket(fileno=fd), socket.socket(fileno=far.detach())
 
 
 @pytest.mark.parametrize("how", [socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR])

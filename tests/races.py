@@ -1,0 +1,93 @@
+"""What another greenlet, or the handler of a signal, can do between two steps of a transfer.
+
+Where other code runs between the readiness of a socket and the system call for it, is in the hub,
+in a callback before the engine's own. Between two steps of one callback only the handler of a
+signal or a finalizer can. `before_method` strikes at both.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as standard_socket
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from peers import Pair, connected, peeked, receive, wait_until
+
+from gsplice import _gevent
+from gsplice._direction import Direction
+
+OTHERS_BYTES = b"of another connection"
+
+
+def before_method(
+    monkeypatch: pytest.MonkeyPatch,
+    engine: type[Direction],
+    name: str,
+    strike: Callable[[], Any],
+    number: int = 1,
+) -> None:
+    """Have *strike* called right before the *number*-th call of *engine*'s method *name*."""
+    original = getattr(engine, name)
+    calls: list[int] = []
+
+    def struck(self: Any, *args: Any) -> Any:
+        calls.append(len(calls) + 1)
+        if len(calls) == number:
+            strike()
+        return original(self, *args)
+
+    monkeypatch.setattr(engine, name, struck)
+
+
+def close_and_reuse(sock: socket.socket) -> Pair:
+    """Close *sock*, and use its number for a connection that has bytes to read."""
+    near, far = connected("tcp")  # made before: its own numbers have to be others
+    far.sendall(OTHERS_BYTES)
+    fd = sock.fileno()
+    sock.close()
+    wait_until(lambda: is_free(fd))
+    os.dup2(near.fileno(), fd)
+    near.close()
+    return socket.socket(far.family, far.type, far.proto, fileno=fd), far
+
+
+def closed_in_hub(sock: socket.socket) -> Pair:
+    """Close *sock* for good, in the hub, and use its number again at once.
+
+    That is what a callback does which runs just before ours in the same turn of the loop.
+    """
+    near, far = standard_socket.socketpair()
+    far.sendall(OTHERS_BYTES)
+    fd = sock.fileno()
+    raw = _gevent.raw_socket(sock)
+    sock.close()
+    raw.close()  # gevent puts it off while the socket is waited for
+    os.dup2(near.fileno(), fd)
+    near.close()
+    return socket.socket(fileno=fd), socket.socket(fileno=far.detach())
+
+
+def is_free(fd: int) -> bool:
+    """Whether nothing has the number *fd*."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return False
+
+
+def assert_untouched(near: socket.socket, far: socket.socket) -> None:
+    """Check that nobody has read from the connection or written to it; close it."""
+    try:
+        wait_until(lambda: peeked(near) == OTHERS_BYTES)
+        gevent.sleep(0)
+        assert receive(near, len(OTHERS_BYTES)) == OTHERS_BYTES
+        near.shutdown(socket.SHUT_WR)
+        assert receive(far) == b"", "bytes of a transfer went to another's connection"
+    finally:
+        near.close()
+        far.close()
