@@ -197,6 +197,15 @@ def injected(*faults: Fault, sockets: Sequence[socket.socket] = ()) -> Iterator[
                     sock._sock = disturbed._original
 
 
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Have a failure say in which run it was."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{what}: {error!r}") from error
+
+
 def forget_pipes() -> None:
     """Have no pipe left over from before, nor the pause that follows a refused one."""
     pool = _hub.resources().pipes

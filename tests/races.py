@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket as standard_socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 import pytest
@@ -29,8 +29,11 @@ def before_method(
     name: str,
     strike: Callable[[], Any],
     number: int = 1,
-) -> None:
-    """Have *strike* called right before the *number*-th call of *engine*'s method *name*."""
+) -> list[int]:
+    """Have *strike* called right before the *number*-th call of *engine*'s method *name*.
+
+    The list that is returned has the number of each call made so far.
+    """
     original = getattr(engine, name)
     calls: list[int] = []
 
@@ -41,6 +44,7 @@ def before_method(
         return original(self, *args)
 
     monkeypatch.setattr(engine, name, struck)
+    return calls
 
 
 def close_and_reuse(sock: socket.socket) -> Pair:
@@ -55,7 +59,19 @@ def close_and_reuse(sock: socket.socket) -> Pair:
     return socket.socket(far.family, far.type, far.proto, fileno=fd), far
 
 
-def closed_in_hub(sock: socket.socket) -> Pair:
+class Reused(NamedTuple):
+    """A connection that has got the number of a socket that was closed."""
+
+    near: standard_socket.socket
+    far: standard_socket.socket
+
+    def adopted(self) -> Pair:
+        """Return its ends as gevent's: once nobody waits for the one that had the number before."""
+        near, far = (socket.socket(fileno=sock.detach()) for sock in self)
+        return near, far
+
+
+def closed_in_hub(sock: socket.socket) -> Reused:
     """Close *sock* for good, in the hub, and use its number again at once.
 
     That is what a callback does which runs just before ours in the same turn of the loop.
@@ -68,7 +84,7 @@ def closed_in_hub(sock: socket.socket) -> Pair:
     raw.close()  # gevent puts it off while the socket is waited for
     os.dup2(near.fileno(), fd)
     near.close()
-    return socket.socket(fileno=fd), socket.socket(fileno=far.detach())
+    return Reused(standard_socket.socket(fileno=fd), far)
 
 
 def is_free(fd: int) -> bool:

@@ -245,7 +245,9 @@ def taking_over_tcp() -> Taking:
     return Taking("tcp")
 
 
-MODERATED = Route(giving_over_tcp, taking_over_tcp, ("getsockopt", "setsockopt"), piece=500)
+MODERATED = Route(
+    giving_over_tcp, taking_over_tcp, ("getsockopt", "setsockopt"), data=STREAM[:15_000], piece=500
+)
 
 ROUTES = {
     "messages": Route(Giving, Taking, ("recv_into", "send"), "auto", MESSAGES, MESSAGE),

@@ -127,7 +127,7 @@ class TimesOut:
     """An end whose methods have a `gevent.Timeout` of their own."""
 
     def recv(self, limit: int) -> bytes:
-        raise gevent.Timeout(1)
+        raise gevent.Timeout
 
     def sendall(self, data: bytes) -> None:
         raise AssertionError("nothing is sent here")
