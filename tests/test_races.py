@@ -15,7 +15,8 @@ import contextlib
 import errno
 import functools
 from collections.abc import Callable
-from typing import Any, Final, TypeAlias
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import gevent
 import pytest
@@ -25,6 +26,8 @@ from peers import (
     PATIENCE,
     Line,
     MakeLine,
+    Pair,
+    Pairs,
     Spawn,
     error_of,
     pattern,
@@ -39,6 +42,7 @@ import gsplice
 from gsplice import _gevent
 from gsplice._methods import MethodCopy
 from gsplice._pump import Pump
+from gsplice._sendfile import FileSender
 
 DATA: Final = pattern(500_001, 21)
 THEIRS: Final = pattern(16, 22)
@@ -64,16 +68,31 @@ class Race:
         self.added = b""
         self.source_is_cut = False
         ends.sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 24_000)
-        source = Own(ends.source) if mode == "methods" else ends.source
-        mode = "auto" if mode == "methods" else mode
-        self.task: gsplice.Transfer | gsplice.Relay
-        if both_ways:
-            self.task = gsplice.Relay(ends.source, ends.sink, mode=mode)
-            self.transfer = self.task.up
-        else:
-            self.task = self.transfer = gsplice.Transfer(source, ends.sink, mode=mode)
+        self.task = self.make(mode, both_ways)
+        self.transfer = self.task.up if both_ways else self.task
         self.error: BaseException | None = None
         self.caller = gevent.Greenlet(self._call)
+
+    def make(self, mode: str, both_ways: bool) -> Any:
+        """Return the transfer, or the relay of which it is a direction."""
+        source, sink = self.ends.source, self.ends.sink
+        if mode == "methods":
+            return gsplice.Transfer(Own(source), sink)
+        return (gsplice.Relay if both_ways else gsplice.Transfer)(source, sink, mode=mode)
+
+    def feed(self) -> None:
+        """Send all, once it is waited for."""
+        while not (waits_to_read(self.ends.source) or self.is_over()):
+            _gevent.let_loop_pass()
+        self._spawn(error_of, send_and_end, self.ends.client, DATA)
+
+    def keeps_the_rest(self) -> bool:
+        """Whether what has not been taken from the source can still be."""
+        return self.ends.source.fileno() >= 0 and not self.source_is_cut
+
+    def rest(self) -> bytes:
+        """Return what is left in the source."""
+        return receive(self.ends.source) if self.ends.source.fileno() >= 0 else b""
 
     def _call(self) -> None:
         try:
@@ -92,9 +111,7 @@ class Race:
         forget_pipes()
         before = gsplice.stats()
         self.caller.start()
-        while not (waits_to_read(self.ends.source) or self.is_over()):
-            _gevent.let_loop_pass()
-        self._spawn(error_of, send_and_end, self.ends.client, DATA)
+        self.feed()
         while not (waits_to_write(self.ends.sink) or self.is_over()):
             _gevent.let_loop_pass()
         received = self._spawn(self._receive)
@@ -117,20 +134,42 @@ class Race:
 
     def check_bytes(self, received: gevent.Greenlet[..., bytes]) -> None:
         """Check that each byte has arrived, was handed back, or is still to be had."""
-        source, sink = self.ends.source, self.ends.sink
-        is_open = source.fileno() >= 0
-        rest = receive(source) if is_open else b""
-        sink.close()
+        is_whole, rest = self.keeps_the_rest(), self.rest()
+        self.ends.sink.close()
         for other in self.others:
             assert_untouched(*other.adopted())
         arrived = received.get(timeout=PATIENCE).replace(self.added, b"", 1)
         assert len(arrived) == self.transfer.moved
         ours = DATA.replace(self.stolen, b"", 1)
         whole = arrived + self.transfer.undelivered + rest
-        if is_open and not self.source_is_cut:
+        if is_whole:
             assert whole == ours
         else:
             assert whole == ours[: len(whole)]
+
+
+class FileRace(Race):
+    """One transfer from a regular file."""
+
+    def __init__(self, file: BinaryIO, pair: Pair, spawn: Spawn, mode: str) -> None:
+        self._file = file
+        sink, backend = pair
+        super().__init__(Line(sink, sink, sink, backend), spawn, mode, False)
+
+    def make(self, mode: str, _: bool) -> gsplice.Transfer:
+        """Return the transfer."""
+        return gsplice.Transfer(self._file, self.ends.sink, mode=mode)
+
+    def feed(self) -> None:
+        """All is there."""
+
+    def keeps_the_rest(self) -> bool:
+        """A file keeps it, whatever becomes of the sink."""
+        return True
+
+    def rest(self) -> bytes:
+        """Return what is left behind the file's position."""
+        return self._file.read()
 
 
 Strike: TypeAlias = Callable[[Race], None]
@@ -250,6 +289,12 @@ STRIKES: Final[dict[Strike, Callable[[Any], bool]]] = {
     shut("sink", socket.SHUT_RDWR): is_broken,
 }
 
+STRIKES_ON_A_SINK: Final = {
+    strike: is_right
+    for strike, is_right in STRIKES.items()
+    if "source" not in strike.__name__ and strike is not read_too
+}
+
 WAKE_UPS: Final = ("on_readable", "on_writable")
 STEPS: Final = {
     "auto": (*WAKE_UPS, "_copy", "_fill", "_empty", "_wait"),
@@ -286,3 +331,21 @@ def test_each_strike_lands_right_before_a_step(
             race.run()
             assert number in struck, "that step is never made"
             assert is_right(race.error), repr(race.error)
+
+
+@pytest.mark.parametrize("mode", ["auto", "copy"])
+@pytest.mark.parametrize("step", ["on_writable", "_send", "_wait"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_each_strike_lands_right_before_a_step_of_sending_a_file(
+    pairs: Pairs, spawn: Spawn, tmp_path: Path, number: int, step: str, mode: str
+) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    for strike, is_right in STRIKES_ON_A_SINK.items():
+        with open(tmp_path / "file", "rb") as file, pytest.MonkeyPatch.context() as patch:
+            race = FileRace(file, pairs("unix"), spawn, mode)
+            strike_now = functools.partial(strike, race)
+            with told(strike.__name__):
+                struck = before_method(patch, FileSender, step, strike_now, number)
+                race.run()
+                assert number in struck, "that step is never made"
+                assert is_right(race.error), repr(race.error)
