@@ -38,11 +38,12 @@ from faults import (
     told,
 )
 from gevent import socket
-from peers import PATIENCE, connected, error_of, pattern, receive, send_and_end
+from peers import PATIENCE, Pairs, connected, error_of, pattern, receive, send_and_end
 from routes import MODERATED, ROUTES, STREAM, Route
 
 import gsplice
 from gsplice import _moderation, _pump
+from gsplice._shutdown import half_close
 
 # What comes of a fault: the transfer
 GOES_ON: Final = "goes on"  # as if nothing had been
@@ -253,6 +254,42 @@ def test_copying_after_a_refusal_fails_at_each_time(route: Route, call: str) -> 
                 break
         else:
             pytest.fail("it makes ever more calls")
+
+
+@pytest.mark.parametrize(
+    ("route", "call"), made("splice", "sendfile", "recv", "recv_into", "send", "sendmsg")
+)
+def test_readiness_is_wrong_three_times_in_a_row(route: Route, call: str) -> None:
+    def not_now(first: int) -> Fault:
+        return Fault(call, failing(errno.EAGAIN), first, first + 2)
+
+    for outcome in at_each_time(functools.partial(run, route), "thrice", not_now):
+        check_rule(GOES_ON, errno.EAGAIN, outcome)
+
+
+@pytest.mark.parametrize(("route", "call"), made("splice"))
+def test_what_is_left_in_a_pipe_comes_back_in_small_pieces(route: Route, call: str) -> None:
+    fault, pieces = (
+        functools.partial(Fault, call, failing(errno.EIO)),
+        always("read", _SHORT["half"]),
+    )
+    for outcome in at_each_time(functools.partial(run, route), "in pieces", fault, pieces):
+        check_rule(RAISES, errno.EIO, outcome)
+    assert pieces.reached
+
+
+@pytest.mark.parametrize("call", ["send", "shutdown"])
+def test_the_end_of_a_tls_session_is_told_or_why_it_is_not(pairs: Pairs, call: str) -> None:
+    for number in ERRNOS:
+        near, far = pairs("tls")
+        fault = Fault(call, failing(number))
+        with told(errno.errorcode[number]), injected(fault, sockets=[near]):
+            error = error_of(half_close, near)
+            assert fault.reached
+            rule = {**RULES[call], **_PEER_HAS_GONE}.get(number, RAISES)
+            check_rule(rule, number, Outcome(error, {}))
+            if number == errno.EAGAIN and rule == GOES_ON:
+                assert receive(far) == b""
 
 
 class Interrupted(Exception):
