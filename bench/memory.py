@@ -3,11 +3,9 @@
 import argparse
 import itertools
 import json
-import os
 import signal
 import statistics
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,22 +23,10 @@ from bench.command_line import (
 from bench.contenders import Contender
 from bench.measure import PATIENCE_SECONDS, blamed_on, peer_command, relay_command
 from bench.processes import LineProcess, ProcessFailed
+from bench.usage import Usage
 
 BY_DEFAULT = ("gevent", "gsplice", "gsplice-server")
 ANSWER_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a process holds."""
-
-    rss: int
-    fds: Counter[str]  # by kind: "socket", "pipe", ...
-
-    @classmethod
-    def of(cls, pids: Sequence[int]) -> "Usage":
-        fds = sum((_fds_by_kind(pid) for pid in pids), Counter[str]())
-        return cls(sum(map(_rss, pids)), fds)
 
 
 @dataclass(frozen=True)
@@ -142,21 +128,6 @@ def _stats(relay: LineProcess) -> dict[str, object]:
     relay.signal(signal.SIGUSR1)
     figures: dict[str, object] = json.loads(relay.answer(ANSWER_SECONDS))
     return figures
-
-
-def _rss(pid: int) -> int:
-    # Not statm: the kernel keeps that per CPU and adds it up when it pleases.
-    with open(f"/proc/{pid}/smaps_rollup") as lines:
-        for line in lines:
-            if line.startswith("Rss:"):
-                return int(line.split()[1]) * 1024
-    raise ProcessFailed(f"process {pid} has no RSS")
-
-
-def _fds_by_kind(pid: int) -> Counter[str]:
-    """Counted by what the links say: "socket:[4711]" is a socket."""
-    folder = f"/proc/{pid}/fd"
-    return Counter(os.readlink(f"{folder}/{fd}").partition(":")[0] for fd in os.listdir(folder))
 
 
 def table(results: dict[str, list[IdleRelays]], relays: int) -> str:
