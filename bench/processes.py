@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
@@ -25,13 +25,18 @@ class ProcessFailed(Exception):
 class LineProcess:
     """A child that is told lines on its standard input and answers on its standard output."""
 
-    def __init__(self, command: Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | os.PathLike[str]],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         program, *words = map(str, command)
         self._name = " ".join((os.path.basename(program), *words))
         self._unread = b""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - stop() closes it
         self._child = subprocess.Popen(
             command,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,

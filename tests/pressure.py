@@ -1,0 +1,318 @@
+"""``python tests/pressure.py``: very many relays at once, and very many one after another.
+
+Every byte is checked at both ends (tests/streams.py). What the forwarder holds meanwhile (fds,
+watchers, pipes, memory) is looked at from outside, and has to be flat, or back where it was when
+the relays are over. A short form of each run is a test (tests/test_pressure.py).
+
+Invariant: a run ends by itself, in time, and so do its processes, whatever happens in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # as a script it would find only its neighbours
+
+import resource  # noqa: E402
+
+import gsplice  # noqa: E402
+from bench.processes import LineProcess, ProcessFailed  # noqa: E402
+from bench.usage import Usage  # noqa: E402
+
+#: Seconds in which a process has to answer a question that costs it nothing, on a busy machine.
+PATIENCE = 60.0
+#: Fds of a forwarder that are no relay's: its hub's, listeners, pipes in the pool, and those of
+#: relays that have stalled.
+SPARE_FDS = 200
+#: Of the relays at once, so many of a hundred end in an object in the forwarder's process, and
+#: have one fd; the others are between two sockets.
+OBJECTS_PERCENT = 2
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, (str(Path(gsplice.__file__).parents[1]), os.environ.get("PYTHONPATH")))
+    ),
+}
+
+
+class Role(LineProcess):
+    """A process of ``tests/load.py``; threads may take turns in asking it."""
+
+    def __init__(self, name: str, *arguments: object) -> None:
+        command = [sys.executable, str(REPOSITORY / "tests/load.py"), name, *map(str, arguments)]
+        super().__init__(command, ENVIRONMENT)
+        self._turn = threading.Lock()
+
+    def ask(self, *words: object, seconds: float = PATIENCE) -> dict[str, Any]:
+        with self._turn:
+            self.tell(" ".join(map(str, words)))
+            answer: dict[str, Any] = json.loads(self.answer(seconds))
+            return answer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the forwarder held at a moment."""
+
+    seconds: float
+    rss: int
+    fds: int
+    pipes: int
+    watchers: int
+    connections: int
+    accepted: int
+
+    @classmethod
+    def of(cls, forwarder: Role, begun: float) -> Sample:
+        figures = forwarder.ask("figures")
+        usage = Usage.of([forwarder.pid])
+        return cls(
+            seconds=time.monotonic() - begun,
+            rss=usage.rss,
+            fds=usage.fds.total(),
+            pipes=figures["pipes"],
+            watchers=figures["watchers"] or _polled(forwarder.pid),
+            connections=figures["connections"],
+            accepted=figures["accepted"],
+        )
+
+
+def _polled(pid: int) -> int:
+    """Return how many fds the kernel polls for a process."""
+    polled = 0
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if "eventpoll" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                polled += Path(f"/proc/{pid}/fdinfo/{fd}").read_text().count("tfd:")
+    return polled
+
+
+class Site:
+    """A forwarder with a backend behind it and clients in front of it."""
+
+    def __init__(self, stack: contextlib.ExitStack, user: int | None = None) -> None:
+        self.backend = stack.enter_context(Role("backend"))
+        port = self.backend.wait_until_ready()
+        users = () if user is None else (user,)
+        self.forwarder = stack.enter_context(Role("forwarder", port, *users))
+        self.port, self.service_port = self.forwarder.wait_until_ready().split()
+        self.clients = stack.enter_context(Role("clients"))
+        self.clients.wait_until_ready()
+        self.begun = time.monotonic()
+
+    def sample(self) -> Sample:
+        return Sample.of(self.forwarder, self.begun)
+
+    def at_rest(self) -> Sample:
+        """Return what the forwarder holds once all relays are over."""
+        deadline = time.monotonic() + PATIENCE
+        while self._active():
+            if time.monotonic() > deadline:
+                raise ProcessFailed(f"there are still {self._active()} transfers")
+            time.sleep(0.02)
+        self.forwarder.ask("collect")
+        return self.sample()
+
+    def _active(self) -> int:
+        figures = self.forwarder.ask("figures")
+        return int(figures["active"] + figures["connections"])
+
+    @contextlib.contextmanager
+    def sampled(self, every: float) -> Iterator[list[Sample]]:
+        """Sample from time to time, as long as the block lasts."""
+        samples: list[Sample] = []
+        over = threading.Event()
+        failures: list[Exception] = []
+
+        def sample() -> None:
+            try:
+                while not over.wait(every):
+                    samples.append(self.sample())
+            except Exception as failure:
+                failures.append(failure)
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            yield samples
+        finally:
+            over.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+
+@dataclass
+class Run:
+    """What a run has shown."""
+
+    name: str
+    count: int
+    before: Sample
+    samples: list[Sample] = field(default_factory=list)
+    #: At rest: after each wave of many at once, or at the end.
+    after: list[Sample] = field(default_factory=list)
+    #: Of many at once: when all were there, halfway.
+    at_half: list[Sample] = field(default_factory=list)
+    clients: dict[str, int] = field(default_factory=dict)
+    backend: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    def finish(self, site: Site, answers: list[dict[str, Any]]) -> None:
+        """Put together what the processes say at the end."""
+        for answer in answers:
+            for outcome, number in answer["counts"].items():
+                self.clients[outcome] = self.clients.get(outcome, 0) + number
+            self.complaints += answer["complaints"]
+        tally = site.backend.ask("tally")
+        self.stats = site.forwarder.ask("figures")
+        self.backend = dict(tally["counts"])
+        for outcome, number in self.stats["services"].items():
+            self.backend[outcome] = self.backend.get(outcome, 0) + number
+        self.complaints += tally["complaints"] + self.stats["complaints"]
+        for process in (site.backend, site.forwarder, site.clients):
+            if complaint := process.last_complaint():
+                self.complaints.append(complaint)
+
+    def rss_per_connection(self) -> float:
+        """Return by how many bytes memory grows with each connection, once it is warm."""
+        warm = [each for each in (*self.samples, *self.after) if each.accepted > self.count / 5]
+        return statistics.linear_regression(
+            [each.accepted for each in warm], [each.rss for each in warm]
+        ).slope
+
+    def seconds(self) -> float:
+        return self.after[-1].seconds
+
+
+def relays_that_fit(wanted: int) -> int:
+    """Return how many relays at once the fds of a process allow, at most *wanted*."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fds_each = 2 - OBJECTS_PERCENT / 100
+    return min(wanted, int((most - SPARE_FDS) / fds_each))
+
+
+def at_once(relays: int, waves: int = 2, every: float = 1.0) -> Run:
+    """Have *relays* in one process, with traffic on each; then all of it again."""
+    others = relays * OBJECTS_PERCENT // 100
+    stalled = min(relays // 20, 50)
+    with contextlib.ExitStack() as stack:
+        site = Site(stack)
+        run = Run("at once", relays, site.sample())
+        answers = []
+        with site.sampled(every) as run.samples:
+            for first in range(0, waves * relays, relays):
+                words = (site.port, others, site.service_port, first, relays, stalled)
+                site.clients.ask("until_half", *words, seconds=300)
+                run.at_half.append(site.sample())
+                answers.append(site.clients.ask("to_the_end", seconds=300))
+                run.after.append(site.at_rest())
+        run.finish(site, answers)
+    return run
+
+
+def in_turn(connections: int, together: int = 64, every: float = 1.0) -> Run:
+    """Have *connections* one after another, of every kind and ending, *together* at a time."""
+    with contextlib.ExitStack() as stack:
+        site = Site(stack)
+        run = Run("in turn", connections, site.sample())
+        with site.sampled(every) as run.samples:
+            answer = site.clients.ask("in_turn", site.port, 0, connections, together, seconds=540)
+        run.after.append(site.at_rest())
+        run.finish(site, [answer])
+    return run
+
+
+# What is shown of it.
+
+
+def report(run: Run) -> str:
+    lines = [f"{run.count} connections {run.name}, in {run.seconds():.0f} s"]
+    stats = {name: run.stats[name] for name in ("spliced", "copied", "fallbacks", "cpu")}
+    lines.append(f"  clients {run.clients}, backends {run.backend}")
+    lines.append(f"  forwarder {stats}")
+    moments = [("before", run.before)]
+    for number, (half, after) in enumerate(zip(run.at_half, run.after, strict=False), 1):
+        moments += [(f"all there, {number}", half), (f"at rest, {number}", after)]
+    moments += [] if run.at_half else [("at rest", run.after[-1])]
+    for name, sample in moments:
+        lines.append(
+            f"  {name:12} {sample.fds:6} fds {sample.watchers:6} watchers {sample.pipes:4} pipes "
+            f"{sample.rss / 2**20:7.1f} MiB {sample.connections:6} connections"
+        )
+    if run.samples and not run.at_half:
+        for name in ("fds", "watchers", "pipes", "rss"):
+            values = [getattr(sample, name) for sample in run.samples]
+            lines.append(f"  {name}: {min(values)} to {max(values)}")
+        lines.append(f"  memory grows by {run.rss_per_connection():.1f} bytes a connection")
+    lines += [f"  wrong: {complaint}" for complaint in run.complaints]
+    return "\n".join(lines)
+
+
+def draw(run: Run, path: Path) -> None:
+    """Draw what the forwarder held, over time, as an SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.fonttype"] = "none"
+    by_time = bool(run.at_half)
+    figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(7, 7), layout="constrained")
+    samples = [run.before, *run.samples, run.after[-1]]
+    places = [sample.seconds if by_time else sample.accepted for sample in samples]
+    series: list[tuple[str, Callable[[Sample], float]]] = [
+        ("fds", lambda sample: sample.fds),
+        ("watchers", lambda sample: sample.watchers),
+        ("pipes", lambda sample: sample.pipes),
+        ("RSS, MiB", lambda sample: sample.rss / 2**20),
+    ]
+    for plot, (name, value) in zip(axes, series, strict=True):
+        plot.plot(places, [value(sample) for sample in samples], linewidth=1)
+        plot.set_ylabel(name)
+        plot.set_ylim(bottom=0)
+        plot.grid(alpha=0.3)
+    axes[0].set_title(f"{run.count:,} connections {run.name}")
+    axes[-1].set_xlabel("seconds" if by_time else "connections so far")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--relays", type=int, default=10_000, help="at once (default: 10000)")
+    options.add_argument("--connections", type=int, default=100_000, help="(default: 100000)")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
+    options.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw them there")
+    chosen = options.parse_args()
+    relays = relays_that_fit(chosen.relays)
+    if relays < chosen.relays:
+        print(f"the limit of fds allows {relays} relays, not {chosen.relays}")
+    runs = []
+    for work in (lambda: at_once(relays), lambda: in_turn(chosen.connections)):
+        runs.append(work())
+        print(report(runs[-1]), flush=True)
+    if chosen.json:
+        chosen.json.write_text(json.dumps([asdict(run) for run in runs], indent=1))
+    if chosen.pictures:
+        for run in runs:
+            draw(run, chosen.pictures / f"pressure-{run.name.replace(' ', '-')}.svg")
+    return 1 if any(run.complaints for run in runs) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
