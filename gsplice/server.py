@@ -1,11 +1,18 @@
-"""`ForwardServer`: a port forwarder that is ready to run."""
+"""`ForwardServer`: a port forwarder that is ready to run.
+
+Invariant: a client is accepted only where there is an fd for its connection to the target as well,
+and that one is reserved until it is needed. So at the fd limit clients wait in the backlog, none
+that has been accepted is dropped, and those accepted don't wait for each other.
+"""
 
 from __future__ import annotations
 
 import _socket
+import contextlib
+import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeAlias
 
 import gevent
@@ -26,9 +33,12 @@ Target: TypeAlias = tuple[str, int] | str | os.PathLike[str] | Callable[[Any], s
 #: lost take to be sent again (RFC 6298: 1 s, then 2 s), and some more for a slow link.
 CONNECT_TIMEOUT: Final = 10.0
 
-#: Seconds between two tries to connect to a unix socket whose backlog is full: nothing tells when
-#: there is room (connect(2), EAGAIN).
+#: Seconds between two tries to connect to a unix socket whose backlog is full, or without an fd:
+#: nothing tells when there is room (connect(2), EAGAIN).
 _RETRY: Final = 0.01
+
+#: What the kernel says at the process's limit of fds, and at the system's.
+_NO_FD: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class ForwardServer(StreamServer):
@@ -75,6 +85,8 @@ class ForwardServer(StreamServer):
         #: How many connections have been accepted.
         self.accepted = 0
         self._connections: set[_Connection] = set()
+        self._reserved = -1  # for the client that is being accepted
+        self._short_of_fds = 0  # connections that have been accepted and want one
         self._all_done = Event()
         self._all_done.set()
         _check_listener(listener)
@@ -87,6 +99,8 @@ class ForwardServer(StreamServer):
 
     def full(self) -> bool:
         """Return whether there are as many connections as there may be."""
+        if self._short_of_fds:
+            return True
         return self.max_connections is not None and self.connections >= self.max_connections
 
     def stop(self, timeout: float | None = None) -> None:
@@ -112,9 +126,25 @@ class ForwardServer(StreamServer):
             return _connect_tcp(target)
         return _connect_unix(os.fspath(target))
 
+    def do_read(self) -> Any:
+        """Accept a client, and reserve an fd for the connection to the target.
+
+        Where there is none to be had `StreamServer` tries again later.
+        """
+        reserved, accepted = os.dup(self.socket.fileno()), None
+        try:
+            accepted = super().do_read()
+        finally:
+            if accepted is None:
+                os.close(reserved)
+            else:
+                self._reserved = reserved
+        return accepted
+
     def do_handle(self, *args: Any) -> None:
         """Serve an accepted connection, which is not closed when its greenlet ends."""
-        connection = _Connection(self, *args)
+        reserved, self._reserved = self._reserved, -1
+        connection = _Connection(self, reserved, *args)
         self.accepted += 1
         self._connections.add(connection)
         self._all_done.clear()
@@ -125,6 +155,19 @@ class ForwardServer(StreamServer):
         self._connections.discard(connection)
         if not self._connections:
             self._all_done.set()
+        self._accept_again()
+
+    @contextlib.contextmanager
+    def accepting_nobody(self) -> Iterator[None]:
+        """Leave further clients in the backlog: each fd is wanted for one that is here."""
+        self._short_of_fds += 1
+        try:
+            yield
+        finally:
+            self._short_of_fds -= 1
+            self._accept_again()
+
+    def _accept_again(self) -> None:
         if self.started:
             self.start_accepting()
 
@@ -135,10 +178,13 @@ class ForwardServer(StreamServer):
 class _Connection:
     """One client: connected to the target in a greenlet, then relayed in callbacks."""
 
-    __slots__ = ("_address", "_backend", "_client", "_greenlet", "_relay", "_server")
+    __slots__ = ("_address", "_backend", "_client", "_greenlet", "_relay", "_reserved", "_server")
 
-    def __init__(self, server: ForwardServer, client: socket.socket, address: Any) -> None:
+    def __init__(
+        self, server: ForwardServer, reserved: int, client: socket.socket, address: Any
+    ) -> None:
         self._server = server
+        self._reserved = reserved
         self._client = client
         self._address = address
         self._backend: socket.socket | None = None
@@ -158,7 +204,8 @@ class _Connection:
 
     def _connect(self) -> None:
         try:
-            self._backend = self._connect_in_time()
+            self._backend = self._connect_with_an_fd()
+            self._free_reserved()
             self._begin_relay(self._backend)
         except OSError as error:
             _logger.warning("%s: cannot connect to the target: %s", self, error)
@@ -166,6 +213,27 @@ class _Connection:
         except BaseException:
             self._close()
             raise
+
+    def _connect_with_an_fd(self) -> socket.socket:
+        try:
+            return self._connect_in_time()
+        except OSError as error:
+            if not _was_short_of_fds(error):
+                raise
+        with self._server.accepting_nobody():
+            self._free_reserved()
+            while True:
+                try:
+                    return self._connect_in_time()
+                except OSError as error:
+                    if not _was_short_of_fds(error):
+                        raise
+                gevent.sleep(_RETRY)
+
+    def _free_reserved(self) -> None:
+        reserved, self._reserved = self._reserved, -1
+        if reserved >= 0:
+            os.close(reserved)
 
     def _connect_in_time(self) -> socket.socket:
         # Not an OSError, which create_connection would take for the failure of one address.
@@ -192,6 +260,7 @@ class _Connection:
 
     def _close(self) -> None:
         self._server.forget(self)
+        self._free_reserved()
         self._client.close()
         if self._backend is not None:
             self._backend.close()
@@ -240,6 +309,17 @@ def _connect_tcp(address: tuple[str, int]) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _was_short_of_fds(error: OSError) -> bool:
+    if error.errno in _NO_FD:
+        return True
+    if isinstance(error, socket.gaierror):  # it does not say why it could not look
+        try:
+            os.close(os.dup(0))
+        except OSError as now:
+            return now.errno in _NO_FD
+    return False
 
 
 def _connect_unix(path: str) -> socket.socket:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -476,6 +479,105 @@ def test_a_client_that_leaves_while_its_backend_cannot_be_reached_makes_room_in_
     server.target = echo.address
     exchange(dial(server))
     assert server.accepted == 3
+
+
+# No fds.
+
+
+@pytest.fixture
+def no_fds() -> Iterator[Callable[[], None]]:
+    """Allow the process no further fd, until it is called again or the test is over."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def toggle() -> None:
+        if resource.getrlimit(resource.RLIMIT_NOFILE) != limits:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        else:
+            os.close(lowest := os.dup(0))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+
+    yield toggle
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_without_an_fd_a_client_waits_in_the_backlog(
+    forward: Any, echo: StreamServer, keep: Any, no_fds: Any, hub_errors: list[Any]
+) -> None:
+    server = forward(echo.address)
+    client = keep(socket.socket())
+    client.settimeout(10)
+    no_fds()
+    client.connect(server.address)
+    wait_until(lambda: server.delay > server.min_delay)
+    assert (server.accepted, server.connections) == (0, 0)
+    no_fds()
+    exchange(client)
+    assert [error.errno for _, error in hub_errors] == [errno.EMFILE] * len(hub_errors)
+    hub_errors.clear()
+
+
+def test_a_client_for_whose_other_end_there_is_no_fd_waits_and_nobody_else_is_accepted(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    tries: list[Any] = []
+    enough = False
+
+    def target(address: Any) -> socket.socket:
+        tries.append(address)
+        if not enough:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return socket.create_connection(echo.address)
+
+    server = forward(target)
+    first = dial(server)
+    wait_until(lambda: len(tries) > 2)
+    second = dial(server)
+    second.sendall(b"me too")
+    wait_until(lambda: len(tries) > 4)
+    assert server.full()
+    assert (server.accepted, is_readable(first)) == (1, False)
+    enough = True
+    exchange(first)
+    assert receive(second, 6) == b"me too"
+    assert not server.full()
+
+
+def test_a_client_that_has_waited_for_an_fd_may_find_no_backend_all_the_same(
+    forward: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [OSError(errno.EMFILE, "Too many open files"), ConnectionError("none is healthy")]
+
+    def target(_: Any) -> socket.socket:
+        raise errors.pop(0)
+
+    assert receive(dial(forward(target))) == b""
+    assert "cannot connect to the target: none is healthy" in caplog.text
+
+
+def test_a_name_that_could_not_be_looked_up_for_want_of_an_fd_is_looked_up_again(
+    forward: Any, echo: StreamServer, dial: Any, no_fds: Any
+) -> None:
+    tries: list[Any] = []
+
+    def target(address: Any) -> socket.socket:
+        tries.append(address)
+        no_fds()
+        if len(tries) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return socket.create_connection(echo.address)
+
+    exchange(dial(forward(target)))
+    assert len(tries) == 2
+
+
+def test_a_name_that_does_not_exist_is_a_backend_that_is_not_there(
+    forward: Any, dial: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def target(_: Any) -> socket.socket:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    assert receive(dial(forward(target))) == b""
+    assert "Name or service not known" in caplog.text
 
 
 # The end.
