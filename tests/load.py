@@ -211,6 +211,7 @@ class Forwarder:
             "connections": self.server.connections,
             "accepted": self.server.accepted,
             "watchers": gevent.get_hub().loop.activecnt,  # 0 on libuv, which does not count them
+            "blocks": sys.getallocatedblocks(),
             "cpu": time.process_time(),
             "services": self._services.counts,
             "complaints": self._services.complaints,
@@ -233,19 +234,20 @@ class Forwarder:
             if fcntl.fcntl(ends[0], fcntl.F_GETPIPE_SZ) < LEAST_PIPE:
                 return {"pipes": len(self._hoard) // 2}
 
-    def free_pipe_quota(self) -> dict[str, Any]:
+    def free(self) -> dict[str, Any]:
         while self._hoard:
             os.close(self._hoard.pop())
         return {}
 
     def leave_fds(self, count: int) -> dict[str, Any]:
         """Have no more than *count* fds beside those that are open."""
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        while (fd := os.dup(0)) < highest:
+            self._hoard.append(fd)  # the limit is one of numbers, so none may be left out
+        os.close(fd)
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        fds = [os.dup(0) for _ in range(count + 1)]  # the lowest there are
-        for fd in fds:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (fds[-1], most))
-        return {"limit": fds[-1]}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fd + count, most))
+        return {"limit": fd + count}
 
     def allow_fds(self) -> dict[str, Any]:
         return {"limit": raise_fd_limit()}
@@ -253,7 +255,9 @@ class Forwarder:
 
 def run_forwarder(backend_port: str, user: str = "") -> None:
     raise_fd_limit()
-    gevent.get_hub().threadpool.apply(int)  # what it keeps open is open before fds are counted
+    # What the hub keeps open is open before fds are counted, and what is imported late may be
+    # where another user cannot read.
+    socket.getaddrinfo("127.0.0.1", 0)
     if user:
         os.setgroups([])
         os.setgid(int(user))
@@ -265,7 +269,7 @@ def run_forwarder(backend_port: str, user: str = "") -> None:
             "figures": forwarder.figures,
             "collect": forwarder.collect,
             "use_up_pipe_quota": forwarder.use_up_pipe_quota,
-            "free_pipe_quota": forwarder.free_pipe_quota,
+            "free": forwarder.free,
             "leave_fds": forwarder.leave_fds,
             "allow_fds": forwarder.allow_fds,
         }

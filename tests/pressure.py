@@ -17,6 +17,7 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,6 +73,8 @@ class Sample:
     fds: int
     pipes: int
     watchers: int
+    #: Of Python's memory, in use: what it keeps for later (RSS says that as well) left out.
+    blocks: int
     connections: int
     accepted: int
 
@@ -85,6 +88,7 @@ class Sample:
             fds=usage.fds.total(),
             pipes=figures["pipes"],
             watchers=figures["watchers"] or _polled(forwarder.pid),
+            blocks=figures["blocks"],
             connections=figures["connections"],
             accepted=figures["accepted"],
         )
@@ -175,14 +179,16 @@ class Run:
     def finish(self, site: Site, answers: list[dict[str, Any]]) -> None:
         """Put together what the processes say at the end."""
         for answer in answers:
-            for outcome, number in answer["counts"].items():
-                self.clients[outcome] = self.clients.get(outcome, 0) + number
+            self.clients = dict(Counter(self.clients) + Counter(answer["counts"]))
             self.complaints += answer["complaints"]
-        tally = site.backend.ask("tally")
         self.stats = site.forwarder.ask("figures")
-        self.backend = dict(tally["counts"])
-        for outcome, number in self.stats["services"].items():
-            self.backend[outcome] = self.backend.get(outcome, 0) + number
+        tally = site.backend.ask("tally")
+        deadline = time.monotonic() + PATIENCE
+        expected = sum(self.clients.values()) - sum(self.stats["services"].values())
+        while sum(tally["counts"].values()) < expected and time.monotonic() < deadline:
+            time.sleep(0.05)  # it has yet to read what the forwarder has delivered
+            tally = site.backend.ask("tally")
+        self.backend = dict(Counter(tally["counts"]) + Counter(self.stats["services"]))
         self.complaints += tally["complaints"] + self.stats["complaints"]
         for process in (site.backend, site.forwarder, site.clients):
             if complaint := process.last_complaint():
@@ -252,7 +258,8 @@ def report(run: Run) -> str:
     for name, sample in moments:
         lines.append(
             f"  {name:12} {sample.fds:6} fds {sample.watchers:6} watchers {sample.pipes:4} pipes "
-            f"{sample.rss / 2**20:7.1f} MiB {sample.connections:6} connections"
+            f"{sample.rss / 2**20:7.1f} MiB {sample.blocks:8} blocks "
+            f"{sample.connections:6} connections"
         )
     if run.samples and not run.at_half:
         for name in ("fds", "watchers", "pipes", "rss"):

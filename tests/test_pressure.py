@@ -1,0 +1,181 @@
+"""Very many relays, and none of the resources they want: nothing is lost, and nobody is dropped.
+
+The first two are short forms of the runs in tests/pressure.py. What is counted is exact; what is
+measured (memory, CPU time) has room, as other machines are busy with other things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from gevent.server import StreamServer
+from peers import exchange, is_readable, receive, send_back, wait_until
+from pressure import Role, Run, Site, at_once, in_turn, relays_that_fit
+
+from gsplice import _pipe
+
+pytestmark = pytest.mark.timeout(180)
+
+MIB = 1024 * 1024
+#: Of the forwarder's CPU time, what is far less than a loop that never waits would use.
+IDLE_SHARE = 0.5
+
+
+@pytest.fixture(autouse=True)
+def _hub_deadline() -> None:
+    """Here the hub of the test process does nothing for long; `Role.ask` has a deadline."""
+
+
+def check_streams(run: Run) -> None:
+    """Every byte was what and where it had to be, at both ends, and no error went unseen."""
+    assert run.complaints == []
+    assert "wrong" not in run.clients | run.backend
+    assert run.clients["CLEAN"] == run.backend["CLEAN"]
+
+
+def test_a_thousand_relays_at_once_leave_nothing_behind() -> None:
+    run = at_once(relays_that_fit(1000), every=0.2)
+    check_streams(run)
+    assert run.clients["CLEAN"] == 2 * run.count
+    stalled = 50
+    for half in run.at_half:
+        assert half.connections == run.count - run.count * 2 // 100
+        assert half.fds <= run.before.fds + 2 * run.count + 2 * half.pipes
+        assert half.watchers <= run.before.watchers + 2 * run.count
+        assert half.pipes <= stalled + _pipe._IDLE_PIPES
+    for rest in run.after:
+        assert rest.fds == run.before.fds + 2 * rest.pipes
+        assert rest.watchers == run.before.watchers
+        assert rest.pipes <= _pipe._IDLE_PIPES
+        assert rest.blocks < run.before.blocks + 5 * run.count
+    first, second = run.after
+    assert second.rss < first.rss + 4 * MIB, "the second thousand costs nothing more"
+    assert run.stats["active"] == 0
+
+
+def test_thousands_of_connections_in_turn_leave_nothing_behind() -> None:
+    run = in_turn(3000, every=0.2)
+    check_streams(run)
+    assert sum(run.clients.values()) == run.stats["accepted"] == run.count
+    together = 64
+    for sample in run.samples:
+        # A client is on to its next connection while the forwarder ends the last one.
+        assert sample.connections <= 4 * together
+        assert sample.fds <= run.before.fds + 8 * together + 2 * sample.pipes + 2
+        assert sample.pipes <= _pipe._IDLE_PIPES
+    rest = run.after[-1]
+    assert rest.fds == run.before.fds + 2 * rest.pipes
+    assert rest.watchers == run.before.watchers
+    assert rest.blocks < run.before.blocks + 2 * run.count
+    assert rest.rss < run.before.rss + 8 * MIB
+    assert run.stats["active"] == 0
+
+
+# At the limits. The forwarder runs as a user that nothing else runs as, so a limit is its own.
+
+
+def unprivileged() -> int | None:
+    """Return a user to run as; None where that is so already."""
+    return 60_000 + os.getpid() % 5_000 if os.geteuid() == 0 else None
+
+
+def cpu_share(forwarder: Role, seconds: float = 1.0) -> float:
+    """Return how much of a CPU the forwarder uses."""
+    before, begun = forwarder.ask("figures")["cpu"], time.monotonic()
+    gevent.sleep(seconds)
+    used: float = forwarder.ask("figures")["cpu"] - before
+    return used / (time.monotonic() - begun)
+
+
+def test_past_the_pipe_quota_it_copies_and_says_so_and_splices_when_there_is_room() -> None:
+    with contextlib.ExitStack() as stack:
+        site = Site(stack, unprivileged())
+        assert site.forwarder.ask("use_up_pipe_quota")["pipes"] >= 1
+        crowd = (site.port, 0, site.service_port)
+        assert site.clients.ask("until_half", *crowd, 0, 100, 10)["waiting"] == 100
+        figures = site.forwarder.ask("figures")
+        assert figures["fallbacks"].keys() == {"pipe quota"}
+        assert (figures["spliced"], figures["pipes"], figures["active"]) == (0, 0, 200)
+        assert cpu_share(site.forwarder) < IDLE_SHARE, "ten of them wait for their clients"
+        answers = [site.clients.ask("to_the_end")]
+        assert site.forwarder.ask("figures")["spliced"] == 0
+        site.forwarder.ask("free")
+        for first in range(100, 5000, 50):
+            if site.forwarder.ask("figures")["spliced"]:
+                break
+            site.clients.ask("until_half", *crowd, first, 50, 0)
+            answers.append(site.clients.ask("to_the_end"))
+        else:
+            pytest.fail("it never splices again")
+        run = Run("past the quota", 100, site.at_rest())
+        run.finish(site, answers)
+    check_streams(run)
+
+
+@pytest.fixture
+def echo() -> Iterator[StreamServer]:
+    """Run a backend that sends back what it gets."""
+    server = StreamServer(("127.0.0.1", 0), send_back)
+    server.start()
+    yield server
+    server.stop(0)
+
+
+@pytest.fixture
+def forwarder(echo: StreamServer) -> Iterator[tuple[Role, int]]:
+    """Run a forwarder in a process of its own; give it and its port."""
+    user = unprivileged()
+    with Role("forwarder", echo.server_port, *(() if user is None else (user,))) as role:
+        yield role, int(role.wait_until_ready().split()[0])
+
+
+@pytest.fixture
+def dial(forwarder: tuple[Role, int]) -> Iterator[Any]:
+    """Connect to the forwarder, which need not accept; all connections are closed at the end."""
+    made: list[socket.socket] = []
+
+    def connect() -> socket.socket:
+        made.append(socket.create_connection(("127.0.0.1", forwarder[1]), timeout=30))
+        return made[-1]
+
+    yield connect
+    for sock in made:
+        sock.close()
+
+
+def answered(waiting: list[socket.socket]) -> list[socket.socket]:
+    return [client for client in waiting if is_readable(client)]
+
+
+@pytest.mark.parametrize("left", range(5), ids=lambda left: f"{left}-fds-left")
+def test_at_the_fd_limit_nobody_is_dropped_and_it_accepts_when_fds_come_back(
+    left: int, forwarder: tuple[Role, int], dial: Any
+) -> None:
+    role, _ = forwarder
+    connected = [dial() for _ in range(4)]
+    for client in connected:
+        exchange(client)
+    role.ask("leave_fds", left)
+    waiting = [dial() for _ in range(8)]
+    for client in waiting:
+        client.sendall(b"let me in")
+    wait_until(lambda: "Too many open files" in role.last_complaint())
+    for client in connected:
+        exchange(client, b"still here")
+    assert cpu_share(role) < IDLE_SHARE
+    served = answered(waiting)
+    assert len(served) == left // 2
+    connected.pop().close()
+    wait_until(lambda: len(answered(waiting)) > len(served))
+    role.ask("allow_fds")
+    for client in waiting:
+        assert receive(client, 9) == b"let me in"
+    for client in connected + waiting:
+        exchange(client, b"to the end")
