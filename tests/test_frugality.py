@@ -6,18 +6,17 @@ import contextlib
 import gc
 import os
 import resource
-import socket as standard_socket
 import subprocess
 import sys
 import threading
-import traceback
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
-from gevent import get_hub, socket
+from forks import in_child, line_with_client_in_thread, pipes_of
+from gevent import get_hub
 from gevent.os import fork_gevent
 from peers import (
     MODES,
@@ -115,15 +114,6 @@ def test_pool_is_bounded(line: MakeLine, spawn: Spawn) -> None:
         transfer.stop()
 
 
-def pipes_of(pid: int | str) -> set[str]:
-    """Return the pipes that a process has open, by what the kernel calls them."""
-    found = set()
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
-    return {name for name in found if name.startswith("pipe:")}
-
-
 def test_pipes_are_not_inherited_by_programs(line: MakeLine, spawn: Spawn) -> None:
     before = pipes_of("self")
     transfer = stall(line("unix"), spawn)
@@ -183,32 +173,6 @@ def test_nothing_of_a_transfer_is_left_in_the_scratch_buffer_for_another(
 # Forked children. Each of these runs in an interpreter of its own, which forks.
 
 
-def ended_child(pid: int) -> tuple[int, int] | None:
-    """Return what ``waitpid`` says of a child that has ended, None of one that has not."""
-    found = os.waitpid(pid, os.WNOHANG)
-    return found if found[0] else None
-
-
-def in_child(work: Callable[[], None], fork: Callable[[], int]) -> Callable[[], None]:
-    """Fork a child that does *work*; return what waits for it, and checks that it was a success."""
-    pid = fork()
-    if pid == 0:
-        try:
-            work()
-            sys.stderr.flush()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-
-    def wait() -> None:
-        ended, status = wait_until(lambda: ended_child(pid))
-        assert (ended, status) == (pid, 0)
-
-    return wait
-
-
 def fork_with_idle_pipes() -> None:
     """A parent that has used pipes: its child has none (for a test below)."""
     for fork in (fork_gevent, os.fork):
@@ -232,20 +196,6 @@ def fork_with_idle_pipes() -> None:
         assert gsplice.stats().idle_pipes == 1
         for sock in sockets:
             sock.close()
-
-
-def line_with_client_in_thread(data: bytes) -> tuple[Line, threading.Thread]:
-    """Return a line whose client is no greenlet: a forked child would have one as well."""
-    client, theirs = standard_socket.socketpair()
-    source = socket.socket(fileno=theirs.detach())
-
-    def send() -> None:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-
-    thread = threading.Thread(target=send, daemon=True)
-    thread.start()
-    return Line(client, source, *connected("unix")), thread
 
 
 def fork_with_transfers_under_way() -> None:

@@ -1,0 +1,279 @@
+"""`fork`, threads and processes: no byte crosses, and both sides go on.
+
+Each scenario runs in an interpreter of its own, which forks or starts threads; in what a child
+does, an assertion that fails is its exit status. (Pools and figures in a child:
+tests/test_frugality.py.)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from forks import gsplices_pipes, in_child, line_with_client_in_thread, pipes_of
+from gevent import get_hub, socket
+from gevent.os import fork_and_watch, fork_gevent, waitpid
+from peers import (
+    MORE_THAN_BUFFERS,
+    Line,
+    connected,
+    pattern,
+    receive,
+    run_alone,
+    send_and_end,
+    wait_until,
+    waits_to_read,
+    waits_to_write,
+)
+
+import gsplice
+
+# That the process has threads is no news: the hub's own.
+THREADS_ARE_NO_NEWS = "error,ignore::DeprecationWarning"
+
+
+def close(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def move_own_bytes(key: int, mode: str = "splice") -> None:
+    """Have a transfer of one's own, and look at every byte of it."""
+    own, data = Line(*connected("unix"), *connected("unix")), pattern(700_000, key)
+    gevent.spawn(send_and_end, own.client, data)
+    received = gevent.spawn(receive, own.backend)
+    transfer = gsplice.Transfer(own.source, own.sink, mode=mode).start()
+    assert transfer.get(timeout=20) == len(data)
+    close(own.sink)
+    assert received.get() == data
+    close(*own)
+
+
+class Parent:
+    """A process with a transfer in the state that a test is about."""
+
+    def __init__(self, state: str) -> None:
+        self.data = pattern(MORE_THAN_BUFFERS, 1)
+        if state == "pipe-empty":
+            self.line = Line(*connected("unix"), *connected("unix"))
+        else:
+            self.line, _ = line_with_client_in_thread(self.data)
+        self.is_empty = state == "pipe-empty"
+        mode = "copy" if state == "copy-stalled" else "splice"
+        self.transfer = gsplice.Transfer(self.line.source, self.line.sink, mode=mode).start()
+        self.told: list[Any] = []
+        self.transfer.rawlink(self.told.append)
+        if self.is_empty:
+            wait_until(lambda: waits_to_read(self.line.source))
+        else:
+            wait_until(lambda: waits_to_write(self.line.sink))
+
+    def go_on(self) -> None:
+        """Have every byte come out, with whatever happens beside."""
+        if self.is_empty:
+            gevent.spawn(send_and_end, self.line.client, self.data)
+        assert receive(self.line.backend, len(self.data)) == self.data
+        assert self.transfer.get(timeout=20) == len(self.data)
+        assert self.transfer.undelivered == b""
+        close(*self.line)
+
+
+def forked_in_the_middle() -> None:
+    """Fork beside a transfer (for the test below), as FORK and STATE say."""
+    parent = Parent(os.environ["STATE"])
+    move_own_bytes(2)  # so that there are pipes in the pool
+    ours = gsplices_pipes()
+    assert ours
+
+    def work() -> None:
+        if os.environ["FORK"] == "os.fork" and type(get_hub().loop).__module__.startswith(
+            "gevent.libuv"
+        ):
+            gevent.reinit()  # without it parent and child poll the same fds, says libuv
+        assert not ours & pipes_of("self"), "a pipe of the parent's is open"
+        assert gsplice.stats() == (0, 0, 0, 0, 0, {})
+        move_own_bytes(3)
+        assert gsplice.stats()[:3] == (700_000, 0, 0)
+        move_own_bytes(4, "copy")
+        assert parent.told == []
+
+    wait = in_child(work, {"os.fork": os.fork, "gevent.fork": fork_gevent}[os.environ["FORK"]])
+    parent.go_on()
+    wait()
+    move_own_bytes(5)
+
+
+@pytest.mark.parametrize("state", ["pipe-empty", "pipe-full", "copy-stalled"])
+@pytest.mark.parametrize("fork", ["os.fork", "gevent.fork"])
+def test_a_fork_in_the_middle_of_a_transfer(fork: str, state: str) -> None:
+    run_alone(forked_in_the_middle, FORK=fork, STATE=state, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+def forked_and_watched() -> None:
+    """Fork with gevent's child watchers, several times (for the test below)."""
+    parent = Parent("pipe-full")
+    pids = []
+    for key in range(3):
+        pid = fork_and_watch()
+        if pid == 0:
+            try:
+                move_own_bytes(key)
+                os._exit(40 + key)
+            finally:
+                os._exit(1)
+        pids.append(pid)
+    parent.go_on()
+    statuses = [os.waitstatus_to_exitcode(waitpid(pid, 0)[1]) for pid in pids]
+    assert statuses == [40, 41, 42]
+
+
+def test_children_that_gevent_watches() -> None:
+    run_alone(forked_and_watched, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+def reinit_and_move(key: int, results: Any) -> None:
+    gevent.reinit()  # multiprocessing forks with os.fork, and knows nothing of hubs
+    move_own_bytes(key)
+    results.send((key, gsplice.stats().spliced))
+
+
+def multiprocessed() -> None:
+    """Have children of the standard library's beside a transfer (for the test below)."""
+    parent = Parent("pipe-full")
+    context = multiprocessing.get_context("fork")
+    ends = [context.Pipe(duplex=False) for _ in range(3)]
+    processes = [
+        context.Process(target=reinit_and_move, args=(key, sender))
+        for key, (_, sender) in enumerate(ends)
+    ]
+    for process in processes:
+        process.start()
+    parent.go_on()
+    for process in processes:
+        wait_until(lambda process=process: process.exitcode is not None)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [receiver.recv() for receiver, _ in ends] == [(key, 700_000) for key in range(3)]
+
+
+def test_children_of_multiprocessing() -> None:
+    run_alone(multiprocessed, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+def generations() -> None:
+    """A child that forks in its turn, each with a transfer that has stalled (for a test below)."""
+    oldest = Parent("pipe-full")
+
+    def child() -> None:
+        middle = Parent("pipe-full")
+
+        def grandchild() -> None:
+            assert gsplice.stats().active == 0
+            youngest = Parent("pipe-full")
+            youngest.go_on()
+
+        wait = in_child(grandchild, fork_gevent)
+        middle.go_on()
+        wait()
+
+    wait = in_child(child, fork_gevent)
+    oldest.go_on()
+    wait()
+
+
+def test_a_forked_child_forks_in_its_turn() -> None:
+    run_alone(generations, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+# Threads.
+
+THREADS = 4
+ROUNDS = 8
+
+
+class HubThread(threading.Thread):
+    """A native thread that does *work* with a hub of its own."""
+
+    def __init__(self, work: Callable[[int], None], number: int) -> None:
+        super().__init__()
+        self._work = work
+        self._number = number
+        self._failure: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work(self._number)
+        except BaseException as error:
+            self._failure = error
+        finally:
+            get_hub().destroy(destroy_loop=True)
+
+    def finish(self) -> None:
+        """Wait for the end, which has to be a success."""
+        self.join()
+        if self._failure is not None:
+            raise self._failure
+
+
+def in_threads(work: Callable[[int], None]) -> list[HubThread]:
+    return [HubThread(work, number) for number in range(THREADS)]
+
+
+def hubs_in_threads() -> None:
+    """Transfers in several threads at once, and in the first one as well (for a test below)."""
+
+    def work(number: int) -> None:
+        for turn in range(ROUNDS):
+            keys = range(1000 * number + 10 * turn, 1000 * number + 10 * turn + 3)
+            modes = ("splice", "auto", "copy")
+            moving = [gevent.spawn(move_own_bytes, *each) for each in zip(keys, modes, strict=True)]
+            gevent.joinall(moving, raise_error=True)
+
+    threads = in_threads(work)
+    work(THREADS)
+    for thread in threads:
+        thread.finish()
+    now = gsplice.stats()
+    assert now.spliced + now.copied == (THREADS + 1) * ROUNDS * 3 * 700_000
+    assert now.spliced >= (THREADS + 1) * ROUNDS * 700_000
+    assert now.active == 0
+
+
+def test_a_hub_in_each_of_several_threads() -> None:
+    run_alone(hubs_in_threads)
+
+
+def forked_beside_threads() -> None:
+    """Fork while other threads' transfers have stalled (for a test below)."""
+    stalled, forked = threading.Barrier(THREADS + 1), threading.Event()
+
+    def work(_: int) -> None:
+        parent = Parent("pipe-full")
+        stalled.wait()
+        forked.wait()
+        parent.go_on()
+
+    threads = in_threads(work)
+    stalled.wait()
+    ours = gsplices_pipes()
+    assert len(ours) == THREADS
+
+    def child() -> None:
+        assert not ours & pipes_of("self"), "a pipe of another thread's is open"
+        assert gsplice.stats() == (0, 0, 0, 0, 0, {})
+        move_own_bytes(6)
+
+    wait = in_child(child, fork_gevent)
+    forked.set()
+    for thread in threads:
+        thread.finish()
+    wait()
+
+
+def test_a_fork_while_transfers_of_other_threads_have_stalled() -> None:
+    run_alone(forked_beside_threads, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
