@@ -213,7 +213,7 @@ def relays_that_fit(wanted: int) -> int:
 
 
 def at_once(relays: int, waves: int = 2, every: float = 1.0) -> Run:
-    """Have *relays* in one process, with traffic on each; then all of it again."""
+    """Have *relays* in one process, with traffic on each; then all of it again, in *waves*."""
     others = relays * OBJECTS_PERCENT // 100
     stalled = min(relays // 20, 50)
     with contextlib.ExitStack() as stack:
@@ -310,7 +310,7 @@ def main() -> int:
     if relays < chosen.relays:
         print(f"the limit of fds allows {relays} relays, not {chosen.relays}")
     runs = []
-    for work in (lambda: at_once(relays), lambda: in_turn(chosen.connections)):
+    for work in (lambda: at_once(relays, waves=3), lambda: in_turn(chosen.connections)):
         runs.append(work())
         print(report(runs[-1]), flush=True)
     if chosen.json:
