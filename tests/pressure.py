@@ -279,7 +279,7 @@ def draw(run: Run, path: Path) -> None:
 
     pyplot.rcParams["svg.fonttype"] = "none"
     by_time = bool(run.at_half)
-    figure, axes = pyplot.subplots(4, 1, sharex=True, figsize=(7, 7), layout="constrained")
+    figure, axes = pyplot.subplots(5, 1, sharex=True, figsize=(7, 8), layout="constrained")
     samples = [run.before, *run.samples, run.after[-1]]
     places = [sample.seconds if by_time else sample.accepted for sample in samples]
     series: list[tuple[str, Callable[[Sample], float]]] = [
@@ -287,13 +287,16 @@ def draw(run: Run, path: Path) -> None:
         ("watchers", lambda sample: sample.watchers),
         ("pipes", lambda sample: sample.pipes),
         ("RSS, MiB", lambda sample: sample.rss / 2**20),
+        ("blocks in use, thousands", lambda sample: sample.blocks / 1000),
     ]
     for plot, (name, value) in zip(axes, series, strict=True):
-        plot.plot(places, [value(sample) for sample in samples], linewidth=1)
-        plot.set_ylabel(name)
-        plot.set_ylim(bottom=0)
+        values = [value(sample) for sample in samples]
+        plot.plot(places, values, linewidth=1)
+        plot.set_ylabel(name.replace(", ", ",\n"))
+        plot.set_ylim(0, 1.15 * max(values))
+        plot.yaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.3)
-    axes[0].set_title(f"{run.count:,} connections {run.name}")
+    axes[0].set_title(f"{run.count:,} connections {run.name}: the forwarder")
     axes[-1].set_xlabel("seconds" if by_time else "connections so far")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
