@@ -16,7 +16,7 @@ import gevent
 import pytest
 from gevent import socket
 from gevent.server import StreamServer
-from peers import exchange, is_readable, receive, send_back, wait_until
+from peers import exchange, is_readable, pattern, receive, send_back, wait_until
 from pressure import Role, Run, Site, at_once, in_turn, relays_that_fit
 
 from gsplice import _pipe
@@ -155,7 +155,7 @@ def answered(waiting: list[socket.socket]) -> list[socket.socket]:
 
 
 @pytest.mark.parametrize("left", range(5), ids=lambda left: f"{left}-fds-left")
-def test_at_the_fd_limit_nobody_is_dropped_and_it_accepts_when_fds_come_back(
+def test_at_the_fd_limit_it_copies_drops_nobody_and_accepts_when_fds_come_back(
     left: int, forwarder: tuple[Role, int], dial: Any
 ) -> None:
     role, _ = forwarder
@@ -168,7 +168,13 @@ def test_at_the_fd_limit_nobody_is_dropped_and_it_accepts_when_fds_come_back(
         client.sendall(b"let me in")
     wait_until(lambda: "Too many open files" in role.last_complaint())
     for client in connected:
-        exchange(client, b"still here")
+        stream = pattern(500_000, client.fileno())
+        sending = gevent.spawn(client.sendall, stream)
+        assert receive(client, len(stream)) == stream
+        sending.get()
+    figures = role.ask("figures")
+    assert (figures["spliced"], figures["pipes"]) == (0, 0)
+    assert figures["fallbacks"].keys() == {"EMFILE"}
     assert cpu_share(role) < IDLE_SHARE
     served = answered(waiting)
     assert len(served) == left // 2
