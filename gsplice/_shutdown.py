@@ -43,7 +43,11 @@ def half_close(sock: GeventSocket) -> None:
 def _end_tls(sock: SSLSocket) -> None:
     raw = _gevent.raw_socket(sock)
     session = _gevent.tls_session(sock)
-    if session is not None:
+    if session is not None and session.pending():
+        # The rest of a record of which somebody has read a part. The direction that reads takes it
+        # when it runs; the alert would have it thrown away.
+        _gevent.let_loop_pass()
+    if session is not None and not session.pending():
         alert = memoryview(_alert(sock.fileno(), session))
         while alert:
             try:
