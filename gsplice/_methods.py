@@ -1,7 +1,7 @@
 """From any source to any sink by their own methods: what cannot be spliced goes this way.
 
 Methods such as ``SSLSocket.recv`` wait, so it runs in its caller's greenlet (`run`) or in one of
-its own (`start`).
+its own (`start`). Either is interrupted where it waits when another greenlet ends the transfer.
 
 Invariant: `_chunk` is what has been taken from the source and not accepted by the sink. A sink
 that does not say how much it took (``sendall``, most ``write``) has accepted a chunk when its
@@ -14,9 +14,11 @@ import time
 from typing import Any, Final
 
 import gevent
+import greenlet
+from gevent.event import Event
 
 from gsplice import _account, _gevent
-from gsplice._direction import Direction, Owner
+from gsplice._direction import Direction, Owner, TransferStopped
 from gsplice._endpoint import Sink, Source
 
 #: The most that is asked of the source at once.
@@ -28,7 +30,7 @@ _TURN: Final = 0.001
 class MethodCopy(Direction):
     """Moves bytes with ``recv`` or ``read``, and ``send``, ``sendall`` or ``write``."""
 
-    __slots__ = ("_chunk", "_greenlet", "_sink", "_source", "_turn_ends")
+    __slots__ = ("_caller", "_chunk", "_greenlet", "_left", "_sink", "_source", "_turn_ends")
 
     def __init__(self, source: Source, sink: Sink, count: int | None, owner: Owner) -> None:
         super().__init__(count, owner)
@@ -36,17 +38,24 @@ class MethodCopy(Direction):
         self._sink = sink
         self._chunk = memoryview(b"")
         self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self._caller: greenlet.greenlet | None = None
+        self._left: Event | None = None  # the caller is out of the methods; made where one waits
         self._turn_ends = 0.0
 
     def run(self) -> None:
         """Move everything in the calling greenlet; an error ends it and is raised."""
         _account.began(self)
+        self._caller = gevent.getcurrent()
         try:
             self._move()
             self._finish()
         except BaseException as error:
             self.fail(error)
             raise
+        finally:
+            self._caller = None
+            if self._left is not None:
+                self._left.set()
 
     def abandon(self) -> None:
         """Let go of everything without a word to anyone (in a forked child).
@@ -61,10 +70,16 @@ class MethodCopy(Direction):
         self._greenlet = gevent.spawn(self._run_alone)
 
     def join(self) -> None:
-        """Wait until the greenlet, which has been killed, waits for nothing any more."""
-        greenlet, self._greenlet = self._greenlet, None
-        if greenlet is not None and gevent.getcurrent() not in (greenlet, gevent.get_hub()):
-            greenlet.join()
+        """Wait until its greenlet, which has been interrupted, waits for nothing any more."""
+        own, self._greenlet = self._greenlet, None
+        current = gevent.getcurrent()
+        if current is gevent.get_hub():
+            return
+        if own not in (None, current):
+            own.join()
+        elif self._caller not in (None, current):
+            self._left = Event()
+            self._left.wait()
 
     def _run_alone(self) -> None:
         try:
@@ -108,5 +123,12 @@ class MethodCopy(Direction):
 
     def _release(self) -> None:
         super()._release()
-        if self._greenlet is not None and self._greenlet is not gevent.getcurrent():
+        current = gevent.getcurrent()
+        if self._greenlet not in (None, current):
             self._greenlet.kill(block=False)
+        elif self._caller not in (None, current):
+            gevent.get_hub().loop.run_callback(self._interrupt_caller)
+
+    def _interrupt_caller(self) -> None:
+        if self._caller is not None:  # else it has just come out by itself
+            self._caller.throw(TransferStopped("the transfer was stopped"))

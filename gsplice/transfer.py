@@ -92,12 +92,11 @@ class Transfer(Task):
 
     def run(self) -> int:
         """Move everything while the calling greenlet waits; return how many bytes it was."""
-        if isinstance(self._engine, MethodCopy) and self._idle_timeout is None:
-            self._started = True  # its methods wait by themselves: no other greenlet is needed
-            self._sink.prepare()
-            self._engine.run()
-            return int(self.get())  # it may have been stopped meanwhile
         try:
+            if isinstance(self._engine, MethodCopy) and self._is_for_the_caller():
+                self._started = True  # its methods wait by themselves: no other greenlet is needed
+                self._sink.prepare()
+                self._engine.run()
             return self.start().get()
         finally:
             self.stop()
@@ -107,6 +106,9 @@ class Transfer(Task):
         """Move what the source's kernel has received already, as far as it goes without a wait."""
         self.start()
         self._engine.take_what_has_come()
+
+    def _is_for_the_caller(self) -> bool:
+        return self._idle_timeout is None and not self._started and not self.ready()
 
     def end_sink(self) -> None:
         """Tell the sink's peer that no more bytes will come."""

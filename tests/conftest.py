@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import gevent
-import gevent.hub
 import pytest
 from gevent import socket
-from peers import Line, MakeLine, Pair, Pairs, Spawn, connected, connected_tls
+from peers import (
+    Line,
+    MakeLine,
+    Pair,
+    Pairs,
+    Spawn,
+    connected,
+    connected_tls,
+    errors_of_hub,
+    leaked_fds,
+    open_fds,
+)
 
 import gsplice
 from gsplice import _hub
@@ -50,35 +57,15 @@ def _what_other_modules_left() -> None:
     gc.collect()
 
 
-def _open_fds() -> dict[int, str]:
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the directory's own
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
-
-
-def _leaked_fds(before: dict[int, str]) -> dict[int, str]:
-    """Return the fds opened since *before*, once what is being closed has been closed."""
-    deadline = time.monotonic() + 2.0
-    while True:
-        gc.collect()
-        gevent.sleep(0)  # libuv closes an fd in the iteration after
-        _hub.resources().pipes.close()
-        leaked = dict(_open_fds().items() - before.items())
-        if not leaked or time.monotonic() > deadline:
-            return leaked
-        gevent.sleep(0.01)
-
-
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Iterator[None]:
     """Fail a test that leaves an fd, a transfer or a takeover behind."""
     gc.freeze()  # what is there already need not be looked at after the test
     _hub.resources().pipes.close()
-    before = _open_fds()
+    before = open_fds()
     yield
-    leaked = _leaked_fds(before)
+    gc.collect()
+    leaked = leaked_fds(before)
     active = gsplice.stats().active
     patched = [name for name in TAKEOVERS if gsplice.is_patched(name)]
     gsplice.unpatch_all()
@@ -88,18 +75,10 @@ def _nothing_left_open() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def hub_errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def hub_errors() -> Iterator[list[Any]]:
     """Fail a test in which an error went to the hub; one that expects it clears the list."""
-    errors: list[Any] = []
-    original = gevent.hub.Hub.handle_error
-
-    def handle_error(self: Any, context: Any, kind: Any, value: Any, trace: Any) -> None:
-        if not issubclass(kind, self.NOT_ERROR):
-            errors.append((context, value))
-        original(self, context, kind, value, trace)
-
-    monkeypatch.setattr(gevent.hub.Hub, "handle_error", handle_error)
-    yield errors
+    with errors_of_hub() as errors:
+        yield errors
     assert not errors, f"errors that nobody saw: {errors}"
 
 

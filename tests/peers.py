@@ -5,7 +5,9 @@ Everything here is real: a test double appears only where a test injects a fault
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import io
 import os
 import random
@@ -15,16 +17,18 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import gevent
+import gevent.hub
 import pytest
 import trustme
 from gevent import socket, ssl
 
 import gsplice
+from gsplice import _hub
 
 KINDS = ("tcp", "tcp6", "unix")
 MODES = ("auto", "splice", "copy")
@@ -207,6 +211,46 @@ def error_of(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Excepti
     except Exception as error:
         return error
     return None
+
+
+def open_fds() -> dict[int, str]:
+    """Return what each fd of this process stands for."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the directory's own
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def leaked_fds(before: dict[int, str]) -> dict[int, str]:
+    """Return the fds opened since *before*, once what is being closed has been closed."""
+    deadline = time.monotonic() + 2.0
+    while True:
+        gevent.sleep(0)  # libuv closes an fd in the iteration after
+        _hub.resources().pipes.close()
+        leaked = dict(open_fds().items() - before.items())
+        if not leaked or time.monotonic() > deadline:
+            return leaked
+        gc.collect()
+        gevent.sleep(0.01)
+
+
+@contextlib.contextmanager
+def errors_of_hub() -> Iterator[list[Any]]:
+    """Keep what goes to the hub because nobody else has seen it: (context, error)."""
+    errors: list[Any] = []
+    original = gevent.hub.Hub.handle_error
+
+    def handle_error(self: Any, context: Any, kind: Any, value: Any, trace: Any) -> None:
+        if not issubclass(kind, self.NOT_ERROR):
+            errors.append((context, value))
+        original(self, context, kind, value, trace)
+
+    gevent.hub.Hub.handle_error = handle_error
+    try:
+        yield errors
+    finally:
+        gevent.hub.Hub.handle_error = original
 
 
 def run_alone(function: Callable[[], None], path: Path | None = None, **environment: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from peers import (
     MORE_THAN_BUFFERS,
     MakeLine,
     Pairs,
+    Spawn,
     connected,
     error_of,
     fill,
@@ -28,6 +30,7 @@ from peers import (
     run_alone,
     send_and_end,
     wait_until,
+    waits_to_read,
     waits_to_write,
 )
 
@@ -350,3 +353,54 @@ def test_what_a_backend_that_has_gone_had_sent_is_not_followed_without_end(
         relay.get(timeout=5)
     assert 0 < relay.down.moved < len(data)
     assert receive(client, relay.down.moved) + receive(sink) == data
+
+
+def test_an_end_of_file_passed_on_over_tls_throws_away_nothing_that_was_read_ahead(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, a, b, backend = line("tcp", "tls")
+    backend.sendall(b"head and body")
+    assert b.recv(5) == b"head "  # the rest of the record is in the session by now
+    client.shutdown(socket.SHUT_WR)
+    relaying = spawn(gsplice.relay, a, b)
+    assert receive(client, 8) == b"and body"
+    assert receive(backend) == b""
+    backend.close()
+    assert relaying.get(timeout=5) == (0, 8)
+
+
+def test_a_transfer_stopped_before_its_caller_runs_it_is_over(line: MakeLine) -> None:
+    _, source, _, _ = line()
+    transfer = gsplice.Transfer(source, io.BytesIO())
+    transfer.stop()
+    with pytest.raises(gsplice.TransferStopped):
+        transfer.run()
+    assert gsplice.stats().active == 0
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+def test_a_stop_by_another_greenlet_gets_a_caller_out_of_the_methods(
+    line: MakeLine, spawn: Spawn, kind: str
+) -> None:
+    client, source, _, _ = line(kind)
+    transfer = gsplice.Transfer(source, io.BytesIO())
+    running = spawn(error_of, transfer.run)
+    wait_until(lambda: waits_to_read(source))
+    transfer.stop()
+    assert not waits_to_read(source)
+    assert isinstance(running.get(timeout=5), gsplice.TransferStopped)
+    client.sendall(b"hello")
+    assert receive(source, 5) == b"hello", "the source is free for others at once"
+
+
+def test_a_transfer_that_runs_already_is_waited_for_and_not_run_twice(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, source, _, _ = line()
+    sink = io.BytesIO()
+    transfer = gsplice.Transfer(source, sink).start()
+    wait_until(lambda: waits_to_read(source))
+    running = spawn(transfer.run)
+    send_and_end(client, b"hello")
+    assert running.get(timeout=5) == 5
+    assert sink.getvalue() == b"hello"
