@@ -401,6 +401,7 @@ def test_a_transfer_that_runs_already_is_waited_for_and_not_run_twice(
     transfer = gsplice.Transfer(source, sink).start()
     wait_until(lambda: waits_to_read(source))
     running = spawn(transfer.run)
+    gevent.sleep(0)
     send_and_end(client, b"hello")
     assert running.get(timeout=5) == 5
     assert sink.getvalue() == b"hello"

@@ -1,0 +1,300 @@
+"""A state machine that does to transfers, in any order, whatever can be done to them.
+
+Hypothesis chooses what is done, and makes the shortest story of it that goes wrong. What it chooses
+never depends on how far the bytes have come: so the same choices are the same story again.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from typing import Any, ClassVar
+
+import gevent
+from gevent import get_hub, socket
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+)
+from peers import errors_of_hub, leaked_fds, open_fds, small_buffers
+from traffic import Connection, Options, Way
+
+import gsplice
+from gsplice import _gevent, _hub
+
+#: Seconds for one story of `Transfers`; many times what the longest takes.
+DEADLINE = 60.0
+
+#: A byte to a megabyte; every buffer's size is a power of two, and those beside it are borders.
+_sizes = st.builds(
+    lambda power, more: (1 << power) + more,
+    st.sampled_from(range(1, 21)),
+    st.sampled_from([-1, 0, 1, 77]),
+)
+_kinds = st.sampled_from(["tcp", "unix", "tcp6", "tls"])
+_moments = st.sampled_from([0.001, 0.003, 0.01])
+#: What a connection begins with: so many transfers, or a relay.
+_beginnings = st.sampled_from(["relay", "0", "1", "2"])
+#: Passes of the event loop behind a step.
+_passes = st.sampled_from([0, 1, 4])
+_options = st.builds(
+    Options,
+    mode=st.sampled_from(["auto", "splice", "copy"]),
+    count=st.one_of(st.none(), _sizes),
+    idle_timeout=st.one_of(st.none(), st.none(), _moments),
+    own_timeout=st.one_of(st.none(), st.none(), _moments),
+    moderation=st.sampled_from([0.001, 0.0, 0.005]),
+    by_caller=st.booleans(),
+    caller_timeout=st.one_of(st.none(), st.none(), _moments),
+)
+
+
+class Hang(BaseException):
+    """A story has not come to its end."""
+
+
+class Transfers(RuleBasedStateMachine):
+    """Several connections at once, which share the hub and its pipes."""
+
+    connections: Bundle[Connection] = Bundle("connections")
+    #: What was done in all stories together.
+    counts: ClassVar[collections.Counter[str]] = collections.Counter()
+    _keys: ClassVar[Any] = itertools.count(1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        get_hub()
+        _hub.resources().pipes.close()
+        self._fds = open_fds()
+        self._stats = gsplice.stats()
+        self._all: list[Connection] = []
+        self._hub_errors = errors_of_hub()
+        self._errors = self._hub_errors.__enter__()
+        self._deadline = gevent.Timeout(DEADLINE, Hang(f"it takes more than {DEADLINE:g} s"))
+        self._deadline.start()
+
+    # Connections.
+
+    @initialize(
+        target=connections,
+        kinds=st.tuples(_kinds, _kinds),
+        tight=st.booleans(),
+        is_read=st.booleans(),
+        begins=_beginnings,
+        options=_options,
+    )
+    def open_first(self, **choices: Any) -> Connection:
+        """Open the connection without which there is nothing to do."""
+        return self._open(**choices)
+
+    @rule(
+        target=connections,
+        kinds=st.tuples(_kinds, _kinds),
+        tight=st.booleans(),
+        is_read=st.booleans(),
+        begins=_beginnings,
+        options=_options,
+    )
+    def open(self, **choices: Any) -> Connection:
+        """Open one more."""
+        return self._open(**choices)
+
+    def _open(
+        self, kinds: tuple[str, str], tight: bool, is_read: bool, begins: str, options: Options
+    ) -> Connection:
+        keys = (next(self._keys), next(self._keys))
+        connection = Connection(kinds, keys, self.counts)
+        self._all.append(connection)
+        if tight and kinds == ("unix", "unix"):  # TCP with tiny windows spends its time in timers
+            for sock in (connection.client, connection.a, connection.b, connection.backend):
+                small_buffers(sock)
+        self.counts["open"] += 1
+        if is_read:
+            for way in connection.ways:
+                way.reader.allow(float("inf"))
+        if begins == "relay":
+            connection.begin_relay(options)
+        else:
+            connection.begin(connection.ways[: int(begins)], options)
+        return connection
+
+    @rule(connection=consumes(connections), naturally=st.booleans())
+    def settle(self, connection: Connection, naturally: bool) -> None:
+        """See a connection through to its end, and account for it."""
+        self._settle(connection, naturally)
+
+    def _settle(self, connection: Connection, naturally: bool) -> None:
+        if naturally:
+            connection.finish()
+        connection.settle()
+        connection.close_all()
+        self.counts["settle"] += 1
+
+    # What peers do.
+
+    @rule(
+        connection=connections,
+        is_up=st.booleans(),
+        sizes=st.lists(_sizes, min_size=1),
+        passes=_passes,
+    )
+    def write(self, connection: Connection, is_up: bool, sizes: list[int], passes: int) -> None:
+        """Have a peer send."""
+        _way(connection, is_up).writer.write(sizes)
+        self._pass(passes)
+
+    @rule(
+        connection=connections,
+        is_up=st.booleans(),
+        times=st.integers(1, 200),
+        size=st.integers(1, 4096),
+        passes=_passes,
+    )
+    def drip(self, connection: Connection, is_up: bool, times: int, size: int, passes: int) -> None:
+        """Have a peer send a stream of small pieces."""
+        _way(connection, is_up).writer.drip(times, size)
+        self._pass(passes)
+
+    @rule(connection=connections, is_up=st.booleans(), seconds=_moments)
+    def pause(self, connection: Connection, is_up: bool, seconds: float) -> None:
+        """Have a peer send nothing for a while, though there is more to come."""
+        _way(connection, is_up).writer.pause(seconds)
+
+    @rule(connection=connections, is_up=st.booleans())
+    def send_urgent(self, connection: Connection, is_up: bool) -> None:
+        """Have a peer send a byte of urgent data, where there is such a thing."""
+        if connection.kinds[0 if is_up else 1].startswith("tcp"):
+            _way(connection, is_up).writer.send_urgent()
+
+    @rule(connection=connections, is_up=st.booleans())
+    def half_close(self, connection: Connection, is_up: bool) -> None:
+        """Have a peer send the end of file behind all that it was told to send."""
+        _way(connection, is_up).writer.end()
+
+    @rule(
+        connection=connections,
+        is_up=st.booleans(),
+        count=st.one_of(_sizes, st.just(float("inf"))),
+        piece=st.one_of(st.integers(50, 3000), st.just(131_042)),
+        passes=_passes,
+    )
+    def read(
+        self, connection: Connection, is_up: bool, count: float, piece: int, passes: int
+    ) -> None:
+        """Have a peer read so much; behind that it is stalled."""
+        _way(connection, is_up).reader.allow(count, piece)
+        self._pass(passes)
+
+    @rule(connection=connections, of_client=st.booleans())
+    def reset(self, connection: Connection, of_client: bool) -> None:
+        """Have a peer go with a RST."""
+        self.counts["reset"] += 1
+        connection.reset(connection.client if of_client else connection.backend)
+
+    # What the program does that has the transfers.
+
+    @rule(connection=connections, options=_options, is_up=st.booleans(), passes=_passes)
+    def begin(self, connection: Connection, options: Options, is_up: bool, passes: int) -> None:
+        """Begin a transfer in one direction."""
+        connection.begin((_way(connection, is_up),), options)
+        self._pass(passes)
+
+    @rule(connection=connections, options=_options, passes=_passes)
+    def begin_relay(self, connection: Connection, options: Options, passes: int) -> None:
+        """Begin a relay."""
+        connection.begin_relay(options)
+        self._pass(passes)
+
+    @rule(connection=connections)
+    def stop(self, connection: Connection) -> None:
+        """Stop what runs on a connection."""
+        self.counts["stop"] += 1
+        connection.stop()
+
+    @rule(connection=connections)
+    def kill(self, connection: Connection) -> None:
+        """Kill those who wait for a transfer of a connection."""
+        self.counts["kill"] += 1
+        connection.kill_callers()
+
+    @rule(connection=connections, of_a=st.booleans())
+    def close(self, connection: Connection, of_a: bool) -> None:
+        """Close a socket under the transfers."""
+        self.counts["close"] += 1
+        connection.close(connection.a if of_a else connection.b)
+
+    @rule(
+        connection=connections,
+        of_a=st.booleans(),
+        how=st.sampled_from([socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR]),
+    )
+    def shut_down(self, connection: Connection, of_a: bool, how: int) -> None:
+        """Shut a socket under the transfers down."""
+        self.counts["shutdown"] += 1
+        connection.shut_down(connection.a if of_a else connection.b, how)
+
+    # What time does.
+
+    @rule(times=st.integers(1, 50))
+    def pass_of_the_loop(self, times: int) -> None:
+        """Let the event loop run a few times."""
+        self._pass(times)
+
+    def _pass(self, times: int) -> None:
+        self.counts["pass of the loop"] += times
+        for _ in range(times):
+            _gevent.let_loop_pass()
+
+    @rule(seconds=_moments)
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.counts["sleep"] += 1
+        gevent.sleep(seconds)
+
+    # What has to hold.
+
+    @invariant()
+    def every_byte_is_the_right_one(self) -> None:
+        """Nobody has received anything but what comes next in its stream."""
+        for connection in self._all:
+            connection.check()
+        assert not self._errors, f"errors that nobody saw: {self._errors}"
+
+    def teardown(self) -> None:
+        """Settle everything, and look for what is left."""
+        try:
+            for number, connection in enumerate(self._all):
+                if not connection.is_settled:
+                    self._settle(connection, naturally=bool(number % 2))
+            self._check_figures()
+        finally:
+            self._deadline.close()
+            for connection in self._all:
+                connection.close_all()
+            self._hub_errors.__exit__(None, None, None)
+        leaked = leaked_fds(self._fds)
+        assert not leaked, f"left open: {leaked}"
+        assert not self._errors, f"errors that nobody saw: {self._errors}"
+
+    def _check_figures(self) -> None:
+        now = gsplice.stats()
+        ways = [way for connection in self._all for way in connection.ways]
+        spliced = sum(way.spliced for way in ways)
+        moved = sum(way.delivered for way in ways)
+        before = self._stats  # with what a story that failed may have left
+        lent = now.pipes - now.idle_pipes
+        assert now.active == before.active, "a transfer is over, and counts as active"
+        assert lent == before.pipes - before.idle_pipes, "a pipe is lent to nobody"
+        assert now.spliced - before.spliced == spliced
+        assert now.copied - before.copied == moved - spliced
+        self.counts["bytes"] += moved
+        self.counts["bytes spliced"] += spliced
+
+
+def _way(connection: Connection, is_up: bool) -> Way:
+    return connection.up if is_up else connection.down
