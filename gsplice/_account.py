@@ -70,6 +70,12 @@ def ended(engine: Counted) -> None:
             _totals.spliced += engine.spliced
 
 
+def moved_late(count: int) -> None:
+    """Add *count* bytes that an engine had under way when it ended, and that were copied after."""
+    with _totals.lock:
+        _totals.moved += count
+
+
 def fell_back(reason: str) -> None:
     """Count one time that splicing was given up for *reason*."""
     with _totals.lock:

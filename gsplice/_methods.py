@@ -106,6 +106,8 @@ class MethodCopy(Direction):
             count = self._sink.give(self._chunk)
             self._chunk = self._chunk[count:]
             self._accepted(count)
+            if self._owner is None:
+                _account.moved_late(count)
         if self._owner is None:  # ended while a method was at work: what it did counts
             self.undelivered = self._take_back()
 

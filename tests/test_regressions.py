@@ -151,6 +151,7 @@ def test_a_sink_that_stops_its_own_transfer_is_given_nothing_more(pairs: Pairs) 
             taken.append(bytes(data))
             transfer.stop()
 
+    before = gsplice.stats().copied
     send_and_end(client, pattern(300_000))
     transfer = gsplice.Transfer(source, Sink()).start()
     with pytest.raises(gsplice.TransferStopped):
@@ -159,6 +160,7 @@ def test_a_sink_that_stops_its_own_transfer_is_given_nothing_more(pairs: Pairs) 
     left = receive(source)
     assert b"".join(taken) + transfer.undelivered[transfer.moved :] + left == pattern(300_000)
     assert len(taken) == 1
+    assert gsplice.stats().copied - before == transfer.moved == len(taken[0])
 
 
 def read_often(line: MakeLine) -> None:
