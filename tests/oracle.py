@@ -28,6 +28,9 @@ _PERIOD = 65_521
 #: The most that is sent, received or compared at once.
 LARGEST_PIECE = 2 * _PERIOD
 _TLS_RECORD = 16 * 1024
+#: What a socket raises that has gone; the last two are those of a TLS socket that another greenlet
+#: has closed.
+GONE = (OSError, ValueError, AttributeError)
 
 
 class Stream:
@@ -133,7 +136,7 @@ class Writer:
         try:
             while (order := self._orders.get()) is not None:
                 order[0](*order[1:])
-        except OSError as error:
+        except GONE as error:
             self.error = error
 
     def _send(self, size: int) -> None:
@@ -183,7 +186,7 @@ class Reader:
             while not self.has_met_end:
                 self._may_go_on.wait()
                 self._receive()
-        except OSError as error:
+        except GONE as error:
             self.error = error
         except AssertionError as fault:
             self.fault = fault

@@ -6,10 +6,20 @@ of it is part of every test run, the same one each time; `soak` is the long one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from hypothesis import HealthCheck, settings
+import traffic
+from _pytest.outcomes import Failed
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 from model import Transfers
+
+from gsplice import _account
+from gsplice._methods import MethodCopy
+from gsplice._pipe import Pipe, PipePool
+from gsplice._pump import Pump
 
 SHORT = settings(
     max_examples=100,
@@ -33,3 +43,25 @@ def test_no_story_loses_a_byte() -> None:
     run_state_machine_as_test(Transfers, settings=SHORT)
     for what in ("clean end", "ended by TransferStopped", "ended by TimeoutError", "bytes spliced"):
         assert Transfers.counts[what], f"in no story there was: {what}"
+
+
+def keep_pipe_whatever_it_holds(pool: PipePool, pipe: Pipe) -> None:
+    pool._idle.append(pipe)
+
+
+#: Faults, each of which at least one story has to find.
+FAULTS: dict[str, tuple[Any, str, Any]] = {
+    "what is in a pipe is lost": (Pipe, "take_back", lambda pipe: b""),
+    "a pipe with bytes is lent again": (PipePool, "discard", keep_pipe_whatever_it_holds),
+    "what could not be sent is lost": (MethodCopy, "_take_back", lambda engine: b""),
+    "an end is never told": (Pump, "_finish", lambda engine: None),
+    "a byte more is counted": (_account, "moved_late", lambda count: None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_the_model_finds(monkeypatch: pytest.MonkeyPatch, fault: tuple[Any, str, Any]) -> None:
+    monkeypatch.setattr(*fault)
+    monkeypatch.setattr(traffic, "PATIENCE", 0.5)
+    with pytest.raises((AssertionError, Failed, Flaky)):
+        run_state_machine_as_test(Transfers, settings=settings(SHORT, phases=[Phase.generate]))
