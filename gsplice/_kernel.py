@@ -128,6 +128,11 @@ def replaced(fd: int, other: int) -> Iterator[None]:
         os.close(saved)
 
 
+def reserve_fd() -> int:
+    """Take an fd that stands for nothing, for the time until one is needed."""
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def close(fd: int) -> None:
     """Close *fd*."""
     os.close(fd)

@@ -89,7 +89,7 @@ class MethodCopy(Direction):
             self.fail(error)
 
     def _move(self) -> None:
-        while self._remaining != 0 and self._owner is not None:
+        while self._remaining != 0 and not self._is_over():
             limit = _CHUNK if self._remaining is None else min(self._remaining, _CHUNK)
             chunk = self._source.take(limit)
             if not chunk:
@@ -102,14 +102,17 @@ class MethodCopy(Direction):
             self._let_others_run()
 
     def _deliver(self) -> None:
-        while self._chunk and self._owner is not None:
+        while self._chunk and not self._is_over():
             count = self._sink.give(self._chunk)
             self._chunk = self._chunk[count:]
             self._accepted(count)
-            if self._owner is None:
+            if self._is_over():
                 _account.moved_late(count)
-        if self._owner is None:  # ended while a method was at work: what it did counts
+        if self._is_over():  # ended while a method was at work: what it did counts
             self.undelivered = self._take_back()
+
+    def _is_over(self) -> bool:
+        return self._owner is None
 
     def _let_others_run(self) -> None:
         now = time.monotonic()

@@ -20,7 +20,7 @@ from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from gsplice import _addresses, _options
+from gsplice import _addresses, _kernel, _options
 from gsplice.relay import Relay
 
 _logger = logging.getLogger(__name__)
@@ -131,12 +131,12 @@ class ForwardServer(StreamServer):
 
         Where there is none to be had `StreamServer` tries again later.
         """
-        reserved, accepted = os.dup(self.socket.fileno()), None
+        reserved, accepted = _kernel.reserve_fd(), None
         try:
             accepted = super().do_read()
         finally:
             if accepted is None:
-                os.close(reserved)
+                _kernel.close(reserved)
             else:
                 self._reserved = reserved
         return accepted
@@ -233,7 +233,7 @@ class _Connection:
     def _free_reserved(self) -> None:
         reserved, self._reserved = self._reserved, -1
         if reserved >= 0:
-            os.close(reserved)
+            _kernel.close(reserved)
 
     def _connect_in_time(self) -> socket.socket:
         # Not an OSError, which create_connection would take for the failure of one address.
@@ -316,7 +316,7 @@ def _was_short_of_fds(error: OSError) -> bool:
         return True
     if isinstance(error, socket.gaierror):  # it does not say why it could not look
         try:
-            os.close(os.dup(0))
+            _kernel.close(_kernel.reserve_fd())
         except OSError as now:
             return now.errno in _NO_FD
     return False

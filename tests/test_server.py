@@ -629,6 +629,19 @@ def test_stop_ends_a_connection_that_is_still_connecting(
     assert receive(client) == b""
 
 
+def test_a_connection_that_is_still_connecting_keeps_no_port_open_after_the_end(
+    never_accepts: Any, forward: Any, dial: Any
+) -> None:
+    server = forward(never_accepts("tcp").getsockname())
+    dial(server)
+    wait_until(lambda: server.connections == 1)
+    address = server.address
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    server.stop(0)
+
+
 def test_stop_without_connections_returns_at_once_and_may_be_repeated(
     forward: Any, echo: StreamServer
 ) -> None:
