@@ -16,7 +16,7 @@ import gevent
 import pytest
 from gevent import socket
 from gevent.server import StreamServer
-from peers import exchange, is_readable, pattern, receive, send_back, wait_until
+from peers import echoed, exchange, is_readable, pattern, receive, send_back, wait_until
 from pressure import Role, Run, Site, at_once, in_turn, relays_that_fit
 
 from gsplice import _pipe
@@ -185,3 +185,19 @@ def test_at_the_fd_limit_it_copies_drops_nobody_and_accepts_when_fds_come_back(
         assert receive(client, 9) == b"let me in"
     for client in connected + waiting:
         exchange(client, b"to the end")
+
+
+@pytest.mark.parametrize("left", [2, 3, 7], ids=lambda left: f"{left}-fds-left")
+def test_at_the_fd_limit_all_of_a_crowd_are_served_in_turn(
+    left: int, forwarder: tuple[Role, int], dial: Any
+) -> None:
+    role, _ = forwarder
+    role.ask("leave_fds", left)
+    clients = [dial() for _ in range(60)]
+
+    def served(client: socket.socket, key: int) -> bool:
+        return echoed(client, pattern(20_000, key)) == pattern(20_000, key)
+
+    serving = [gevent.spawn(served, client, key) for key, client in enumerate(clients)]
+    assert all(greenlet.get(timeout=60) for greenlet in serving)
+    assert role.ask("figures")["accepted"] == len(clients)
