@@ -53,7 +53,7 @@ def _parse_path(text: str) -> str:
 def show(address: Any) -> str:
     """Return *address*, as `parse` or ``getsockname()`` gave it, as it is written."""
     if not isinstance(address, tuple):
-        return f"unix:{os.fsdecode(address)}"
+        return f"unix:{os.fsdecode(address)}".replace("\0", "@")  # an abstract name (unix(7))
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -67,25 +67,33 @@ def numeric_family(host: str) -> int | None:
     return None
 
 
-def listen(address: Address, backlog: int) -> socket.socket:
+def listen(address: Address, backlog: int, *, reuse_port: bool = False) -> socket.socket:
     """Return a socket that listens at *address*.
 
+    :param reuse_port: see `bound`.
     :raises OSError: where that cannot be; its ``strerror`` says why.
     """
     if isinstance(address, str):
         _remove_stale_socket(address)
-        return _listen(socket.AF_UNIX, address, backlog)
+        return bound(socket.AF_UNIX, address, backlog)
     host, port = address
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, resolved = found[0]
-    return _listen(family, resolved, backlog)
+    return bound(family, resolved, backlog, reuse_port=reuse_port)
 
 
-def _listen(family: int, address: Any, backlog: int) -> socket.socket:
+def bound(family: int, address: Any, backlog: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a socket that listens at *address*, in the form that *family* has it.
+
+    :param reuse_port: whether other sockets of the same user's, in this process or in others, may
+        listen at the same address, and the kernel spread connections over them (socket(7)).
+    """
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(address)
         sock.listen(backlog)
     except BaseException:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import gevent
+from gevent import socket
 
-from gsplice import __version__, _addresses, _options
+from gsplice import __version__, _addresses, _options, _systemd
 from gsplice._meter import Meter
 from gsplice.server import ForwardServer
 
@@ -55,7 +56,9 @@ def _add_forward(commands: Any) -> None:
         "forward",
         help="forward connections to another address",
         description="Accept connections at LISTEN and relay each of them to TARGET. An address "
-        "is host:port, [v6]:port or unix:/path. SIGTERM and SIGINT end it.",
+        "is host:port, [v6]:port or unix:/path. As LISTEN, systemd stands for the socket that was "
+        "passed by socket activation, and systemd:NAME for the one of that name. SIGTERM and "
+        "SIGINT end it.",
     )
     parser.set_defaults(command=_forward)
     parser.add_argument("listen", metavar="LISTEN", help="where to accept; port 0 takes a free one")
@@ -65,6 +68,11 @@ def _add_forward(commands: Any) -> None:
     )
     parser.add_argument(
         "--max-connections", type=int, metavar="N", help="serve at most N connections at once"
+    )
+    parser.add_argument(
+        "--reuse-port",
+        action="store_true",
+        help="let other processes listen at the same port, and share its clients (SO_REUSEPORT)",
     )
     parser.add_argument(
         "--mode",
@@ -104,7 +112,7 @@ def _forward(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Server(ForwardServer):
+class _OwnSocketServer(ForwardServer):
     """A server that removes its unix socket, as soon as it accepts no more.
 
     Not later: while relays finish here, another process may have bound a socket of that name.
@@ -158,22 +166,21 @@ def _demo(options: argparse.Namespace) -> int:
     return run(options.megabytes, options.rounds, options.seconds)
 
 
-def _server(options: argparse.Namespace) -> _Server:
+def _server(options: argparse.Namespace) -> ForwardServer:
     try:
         _options.not_negative("--grace", options.grace)
         _options.not_negative("--moderation", options.moderation)
         _options.seconds("--idle-timeout", options.idle_timeout)
         _options.max_connections(options.max_connections, "--max-connections")
-        address = _addresses.parse(options.listen, to_listen=True)
         target = _addresses.parse(options.target)
-        listener = _addresses.listen(address, _BACKLOG)
+        listener, server = _listener(options)
     except ValueError as error:
         raise _UsageError(str(error)) from None
     except OSError as error:
         reason = error.strerror or error
         raise _UsageError(f"cannot listen on {options.listen}: {reason}") from None
     try:
-        return _Server(
+        return server(
             listener,
             target,
             idle_timeout=options.idle_timeout,
@@ -184,6 +191,19 @@ def _server(options: argparse.Namespace) -> _Server:
     except ValueError as error:
         listener.close()
         raise _UsageError(str(error)) from None
+
+
+def _listener(options: argparse.Namespace) -> tuple[socket.socket, type[ForwardServer]]:
+    """Return the socket to accept at, and the class of a server for it."""
+    if _systemd.is_meant(options.listen):
+        if options.reuse_port:
+            raise ValueError("--reuse-port is for an address; a socket unit has ReusePort=yes")
+        return _systemd.listener(options.listen), ForwardServer
+    address = _addresses.parse(options.listen, to_listen=True)
+    if options.reuse_port and isinstance(address, str):
+        raise ValueError(f"--reuse-port is for a port: {options.listen}")
+    listener = _addresses.listen(address, _BACKLOG, reuse_port=options.reuse_port)
+    return listener, _OwnSocketServer
 
 
 def _end_on_signals(server: ForwardServer) -> None:

@@ -58,6 +58,8 @@ class ForwardServer(StreamServer):
     :param mode: see `gsplice.copy`.
     :param moderation: see `gsplice.copy`.
     :param backlog: see `socket.listen`.
+    :param reuse_port: whether other processes of this user may listen at the same address, and the
+        kernel spread clients over them (``SO_REUSEPORT``).
     :raises TypeError: for what is no target, or a listening socket that gevent does not manage.
     :raises ValueError: for a bad mode, or a number that makes no sense.
     """
@@ -73,6 +75,7 @@ class ForwardServer(StreamServer):
         mode: str = "auto",
         moderation: float = _options.MODERATION,
         backlog: int | None = None,
+        reuse_port: bool = False,
     ) -> None:
         self.target = _check_target(target)
         self.connect_timeout = _options.seconds("connect_timeout", connect_timeout)
@@ -89,7 +92,8 @@ class ForwardServer(StreamServer):
         self._short_of_fds = 0  # connections that have been accepted and want one
         self._all_done = Event()
         self._all_done.set()
-        _check_listener(listener)
+        self.reuse_port = reuse_port
+        _check_listener(listener, reuse_port)
         super().__init__(listener, self._do_nothing, backlog=backlog)
 
     @property
@@ -102,6 +106,13 @@ class ForwardServer(StreamServer):
         if self._short_of_fds:
             return True
         return self.max_connections is not None and self.connections >= self.max_connections
+
+    def init_socket(self) -> None:
+        """Listen, where the listener was given as an address."""
+        if self.reuse_port and self.closed:
+            self.socket = _addresses.bound(self.family, self.address, self.backlog, reuse_port=True)
+            self.address = self.socket.getsockname()
+        super().init_socket()
 
     def stop(self, timeout: float | None = None) -> None:
         """Accept no more, wait for what is being served, then end what is left.
@@ -269,7 +280,9 @@ class _Connection:
         return f"client {_addresses.show(self._address)}"
 
 
-def _check_listener(listener: Any) -> None:
+def _check_listener(listener: Any, reuse_port: bool) -> None:
+    if reuse_port and hasattr(listener, "accept"):
+        raise TypeError(f"reuse_port is for an address to listen at: {listener!r} has one already")
     # gevent.socket.create_server is the standard library's, and so is what it returns.
     if isinstance(listener, _socket.socket) and listener.gettimeout() != 0:
         raise TypeError(

@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_kernel", "_gevent", "_options", "_watchdog", "_addresses"),
+    ("_kernel", "_gevent", "_options", "_watchdog", "_addresses", "_systemd"),
     ("_account", "_reader", "_shutdown"),
     ("_pipe",),
     ("_hub", "_endpoint"),
@@ -26,7 +26,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("transfer",),
     ("relay",),
     ("_wsgi", "takeover._imports", "takeover._replacements", "server"),
-    ("pywsgi", "takeover.socket", "takeover.shutil", "takeover.http", "takeover.pywsgi"),
+    (
+        "pywsgi",
+        "gunicorn",
+        "takeover.socket",
+        "takeover.shutil",
+        "takeover.http",
+        "takeover.pywsgi",
+    ),
     ("takeover.urllib3", "takeover.gunicorn"),
     ("takeover", "_meter"),
     ("_plugin",),
