@@ -1,0 +1,517 @@
+"""`gsplice.gunicorn`: real arbiters and real workers, and connections that outlive what is done."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import ssl as standard_ssl
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+import trustme
+from gevent import socket, ssl
+from gevent.server import StreamServer
+from peers import (
+    Spawn,
+    echoed,
+    exchange,
+    is_readable,
+    pattern,
+    receive,
+    send_and_end,
+    send_back,
+    wait_until,
+)
+from programs import PATIENCE, Program, free_port
+
+WORKERS = ("StreamWorker", "ServerWorker")
+LOOPBACK = "127.0.0.1:0"
+HALF = 3_000_001  # bytes
+LISTEN = "0A"  # the state, in /proc/net/tcp
+
+#: Applications; each tells a client by which process it is served, in 8 bytes, and is an echo then.
+APPLICATIONS = """
+import os
+from functools import partial
+
+from gevent import socket
+from gevent.server import StreamServer
+
+import gsplice
+from gsplice.server import ForwardServer
+
+
+def name():
+    return b"%08d" % os.getpid()
+
+
+def handle(client, address):
+    client.sendall(name())
+    gsplice.copy(client, client)
+
+
+def forwarder(backend, **options):
+    def connect(address):
+        sock = socket.create_connection(("127.0.0.1", backend))
+        sock.sendall(name())
+        return sock
+
+    return partial(ForwardServer, target=connect, **options)
+
+
+class Echo(StreamServer):
+    def handle(self, client, address):
+        handle(client, address)
+
+
+def no_server(listener):
+    return listener.getsockname()
+"""
+
+
+CONFIGURATION = """
+def post_worker_init(worker):
+    worker.log.info("Booted: %s", worker.pid)
+"""
+
+
+class Gunicorn(Program):
+    """A ``gunicorn``, and the connections to it."""
+
+    def __init__(self, directory: Path, worker: str, application: str, *options: str) -> None:
+        (directory / "applications.py").write_text(APPLICATIONS)
+        (directory / "gunicorn.conf.py").write_text(CONFIGURATION)
+        super().__init__(
+            # Not "-m gunicorn": to that it cannot re-execute itself.
+            *(Path(sys.executable).with_name("gunicorn"), "-k", f"gsplice.gunicorn.{worker}"),
+            *options,
+            f"applications:{application}",
+            cwd=directory,
+            XDG_RUNTIME_DIR=str(directory),  # for its control socket
+        )
+        self.address: Any = None
+        self._dialled: list[socket.socket] = []
+
+    def wait_until_ready(self, workers: int) -> None:
+        """Wait until it listens, or is to listen, and has started its workers."""
+        found = self.expect(r"Listening at: (?:https?://(\S+):(\d+)|unix:(\S+))? \(\d+\)$")
+        self.address = found[3] or (found[1] and (found[1], int(found[2])))
+        for _ in range(workers):
+            self.expect("Booted: ")  # a signal that comes before is lost, as with any worker
+
+    def workers(self) -> set[int]:
+        """Return the pids of its workers."""
+        pid = self.process.pid
+        return {int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()}
+
+    def listeners(self) -> set[str]:
+        """Return the sockets that listen at its port, as /proc/PID/fd calls them."""
+        port = f":{self.address[1]:04X}"
+        rows = [line.split() for line in read("/proc/net/tcp").splitlines()]
+        return {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == LISTEN}
+
+    def accepts(self, pid: int) -> bool:
+        """Whether a worker still listens."""
+        return not self.listeners().isdisjoint(open_files(pid))
+
+    def dial(self) -> tuple[socket.socket, int]:
+        """Return a connection, and the pid of the worker that serves it."""
+        family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
+        sock = socket.socket(family)
+        self._dialled.append(sock)
+        sock.settimeout(PATIENCE)
+        sock.connect(self.address)
+        return sock, int(receive(sock, 8))
+
+    def dial_worker(self, pid: int) -> socket.socket:
+        """Return a connection that a certain worker serves: the others cannot accept it."""
+        others = self.workers() - {pid}
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        try:
+            sock, served_by = self.dial()
+        finally:
+            for other in others:
+                os.kill(other, signal.SIGCONT)
+        assert served_by == pid
+        return sock
+
+    def ended(self) -> int:
+        """Wait for its end, while the hub runs; return its exit status."""
+        wait_until(lambda: self.process.poll() is not None, PATIENCE)
+        return self.stop()
+
+    def __exit__(self, *_: Any) -> None:
+        for sock in self._dialled:
+            sock.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.ended()
+        super().__exit__(None, None, None)
+
+
+def read(path: str) -> str:
+    """Return what a file of /proc says; nothing where its process is no more."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def open_files(pid: int) -> list[str]:
+    """Return what a process has open."""
+    with contextlib.suppress(FileNotFoundError):
+        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    return []
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs, and has not ended and only waits for its parent to notice."""
+    return "(zombie)" not in read(f"/proc/{pid}/status") and os.path.exists(f"/proc/{pid}")
+
+
+@pytest.fixture
+def backend() -> Iterator[int]:
+    """Run an echo server; this is its port."""
+    server = StreamServer(("127.0.0.1", 0), send_back)
+    server.start()
+    yield server.server_port
+    server.stop(0)
+
+
+@pytest.fixture
+def gunicorn(tmp_path: Path, backend: int) -> Iterator[Callable[..., Gunicorn]]:
+    """Start gunicorns with two workers; all have ended when the test has."""
+    defaults = {
+        "StreamWorker": "handle",
+        "ServerWorker": f"forwarder({backend})",
+    }
+    with contextlib.ExitStack() as started:
+
+        def start(worker: str, *options: str, application: str = "") -> Gunicorn:
+            if "-b" not in options:
+                options = ("-b", LOOPBACK, *options)
+            command = (worker, application or defaults[worker], "-w", "2", *options)
+            program = started.enter_context(Gunicorn(tmp_path, *command))
+            program.wait_until_ready(1 if options[-2:] == ("-w", "1") else 2)
+            if program.address is None:  # with --reuse-port the workers know it alone
+                host, _, port = options[options.index("-b") + 1].partition(":")
+                program.address = (host, int(port))
+            return program
+
+        yield start
+
+
+@pytest.fixture(params=WORKERS)
+def worker(request: pytest.FixtureRequest) -> str:
+    """Name each of the classes in turn."""
+    return str(request.param)
+
+
+def send_half(sock: socket.socket) -> None:
+    """Send the first half of what `finish` sends the second half of."""
+    sock.sendall(pattern(2 * HALF)[:HALF])
+
+
+def finish(sock: socket.socket, so_far: bytes = b"") -> None:
+    """Send the second half; all of it must have come back then, and the end of file."""
+    sender = gevent.spawn(send_and_end, sock, pattern(2 * HALF)[HALF:])
+    assert so_far + receive(sock) == pattern(2 * HALF)
+    sender.get()
+
+
+def begin_in_each_worker(program: Gunicorn, spawn: Spawn) -> dict[int, Callable[[], None]]:
+    """Have a transfer under way in each worker; return what finishes and checks it."""
+    transfers = {}
+    for pid in sorted(program.workers()):
+        sock = program.dial_worker(pid)
+        spawn(send_half, sock)
+        so_far = receive(sock, 1000)  # it has begun, and the rest of the half is in flight
+        transfers[pid] = lambda sock=sock, so_far=so_far: finish(sock, so_far)
+    assert len(transfers) == 2
+    return transfers
+
+
+# They serve.
+
+
+def test_each_worker_serves_exactly(worker: str, gunicorn: Any) -> None:
+    program = gunicorn(worker)
+    clients = [program.dial_worker(pid) for pid in program.workers()]
+    assert len(clients) == 2
+    echoes = [
+        gevent.spawn(echoed, client, pattern(HALF, key)) for key, client in enumerate(clients)
+    ]
+    assert [echo.get() for echo in echoes] == [pattern(HALF, 0), pattern(HALF, 1)]
+
+
+def test_an_application_that_was_loaded_before_the_fork_is_served(
+    worker: str, gunicorn: Any
+) -> None:
+    program = gunicorn(worker, "--preload")
+    for pid in program.workers():
+        assert echoed(program.dial_worker(pid), pattern(HALF)) == pattern(HALF)
+
+
+def test_a_unix_socket_is_served_and_removed_at_the_end(
+    worker: str, gunicorn: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    program = gunicorn(worker, "-b", f"unix:{path}")
+    for pid in program.workers():
+        assert echoed(program.dial_worker(pid), pattern(HALF)) == pattern(HALF)
+    program.process.terminate()
+    assert program.ended() == 0
+    assert not path.exists()
+
+
+def test_with_reuse_port_each_worker_listens_for_itself(worker: str, gunicorn: Any) -> None:
+    program = gunicorn(worker, "-b", f"127.0.0.1:{free_port()}", "--reuse-port")
+    wait_until(lambda: all(program.accepts(pid) for pid in program.workers()))
+    assert len(program.listeners()) == 2
+    served_by = set()
+    while len(served_by) < 2:  # the kernel decides, by the client's port
+        sock, pid = program.dial()
+        exchange(sock)
+        served_by.add(pid)
+    assert served_by == program.workers()
+
+
+def test_a_handler_gets_a_tls_socket_where_there_is_a_certificate(
+    gunicorn: Any, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "certificate"
+    )
+    program = gunicorn("StreamWorker", "--certfile", str(tmp_path / "certificate"))
+    context = ssl.SSLContext(standard_ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    with (
+        socket.create_connection(program.address, PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        assert int(receive(client, 8)) in program.workers()
+        exchange(client, pattern(100_000))
+
+
+def test_connections_leave_no_file_open(worker: str, gunicorn: Any) -> None:
+    program = gunicorn(worker)
+    (pid, *_) = program.workers()
+
+    def visit() -> None:
+        sock = program.dial_worker(pid)
+        assert echoed(sock, pattern(300_000)) == pattern(300_000)
+        sock.close()
+
+    def held() -> int:  # but for pipes, some of which are kept for the next
+        return sum(not name.startswith("pipe:") for name in open_files(pid))
+
+    visit()
+    before = held()
+    for _ in range(5):
+        visit()
+    wait_until(lambda: held() <= before)
+
+
+def test_a_worker_whose_connections_never_pause_gives_signs_of_life(
+    worker: str, gunicorn: Any, spawn: Spawn
+) -> None:
+    program = gunicorn(worker, "--timeout", "2")
+    before = program.workers()
+    sock, _ = program.dial()
+    pieces = [pattern(65536)] * 64
+
+    def stream() -> None:
+        while True:
+            for piece in pieces:
+                sock.sendall(piece)
+
+    spawn(stream)
+    with gevent.Timeout(5, False):  # more than twice the time-out
+        while receive(sock, 65536) == pattern(65536):
+            pass
+        pytest.fail("the stream has ended, or is not what was sent")
+    assert program.workers() == before
+
+
+# How many.
+
+
+def test_one_more_than_worker_connections_waits_until_another_leaves(
+    worker: str, gunicorn: Any
+) -> None:
+    program = gunicorn(worker, "--worker-connections", "1", "-w", "1")
+    first, _ = program.dial()
+    exchange(first)
+    with socket.create_connection(program.address) as second:
+        exchange(first)
+        assert not is_readable(second)
+        first.close()
+        second.settimeout(PATIENCE)
+        receive(second, 8)
+        exchange(second)
+
+
+def test_a_server_with_a_limit_of_its_own_keeps_it(gunicorn: Any, backend: int) -> None:
+    application = f"forwarder({backend}, max_connections=2)"
+    options = ("--worker-connections", "1", "-w", "1")
+    program = gunicorn("ServerWorker", *options, application=application)
+    for _ in range(2):
+        exchange(program.dial()[0])
+    with socket.create_connection(program.address) as third:
+        exchange(program._dialled[0])
+        assert not is_readable(third)
+
+
+def test_a_worker_is_replaced_after_max_requests_connections(worker: str, gunicorn: Any) -> None:
+    program = gunicorn(worker, "--max-requests", "3", "-w", "1")
+    (old,) = program.workers()
+    clients = [program.dial() for _ in range(3)]
+    assert {pid for _, pid in clients} == {old}
+    program.expect("Autorestarting worker after 3 connections")
+    for client, _ in clients:  # they are served to their end
+        assert echoed(client, pattern(100_000)) == pattern(100_000)
+    wait_until(lambda: not runs(old))
+    wait_until(program.workers)
+    assert program.dial()[1] != old
+
+
+# A worker dies.
+
+
+def test_a_worker_that_is_killed_is_replaced_while_the_connections_of_the_other_go_on(
+    worker: str, gunicorn: Any, spawn: Spawn
+) -> None:
+    program = gunicorn(worker)
+    killed, survivor = sorted(program.workers())
+    transfers = begin_in_each_worker(program, spawn)
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: len(program.workers() - {killed}) == 2)
+    (new,) = program.workers() - {killed, survivor}
+    exchange(program.dial_worker(new))
+    transfers[survivor]()
+
+
+# It is reloaded.
+
+
+def test_a_reload_loses_no_byte_of_what_is_under_way_and_refuses_nobody(
+    worker: str, gunicorn: Any, spawn: Spawn
+) -> None:
+    program = gunicorn(worker, "--graceful-timeout", "60")
+    transfers = begin_in_each_worker(program, spawn)
+    program.process.send_signal(signal.SIGHUP)
+    served_by: set[int] = set()
+    while not served_by - set(transfers) or any(program.accepts(pid) for pid in transfers):
+        sock, pid = program.dial()  # one after the other, while the workers change
+        served_by.add(pid)
+        exchange(sock)
+        sock.close()
+    assert all(map(runs, transfers))
+    for finish_one in transfers.values():
+        finish_one()
+    wait_until(lambda: len(program.workers()) == 2)
+    assert not set(transfers) & program.workers()
+
+
+def test_what_has_not_finished_within_the_graceful_timeout_is_ended(
+    worker: str, gunicorn: Any
+) -> None:
+    program = gunicorn(worker, "--graceful-timeout", "1", "-w", "1")
+    sock, old = program.dial()
+    exchange(sock)
+    program.process.send_signal(signal.SIGHUP)
+    assert receive(sock) == b""
+    program.expect(rf"Worker graceful timeout \(pid:{old}\)")
+    wait_until(lambda: not runs(old))
+    assert program.dial()[1] != old
+
+
+def test_a_new_arbiter_takes_over_while_the_connections_of_the_old_one_finish(
+    worker: str, gunicorn: Any, spawn: Spawn
+) -> None:
+    program = gunicorn(worker, "--graceful-timeout", "60")
+    transfers = begin_in_each_worker(program, spawn)
+    program.process.send_signal(signal.SIGUSR2)
+    new_arbiter = int(program.expect(r"Listening at: .* \((\d+)\)$")[1])
+    program.process.send_signal(signal.SIGTERM)
+    for finish_one in transfers.values():
+        finish_one()
+    assert program.ended() == 0
+    print(program.output)
+    try:
+        sock, pid = program.dial()
+        assert pid not in transfers
+        exchange(sock)
+    finally:
+        os.kill(new_arbiter, signal.SIGTERM)
+        wait_until(lambda: not runs(new_arbiter), PATIENCE)
+
+
+# It ends.
+
+
+def test_told_to_end_it_finishes_what_is_under_way(
+    worker: str, gunicorn: Any, spawn: Spawn
+) -> None:
+    program = gunicorn(worker, "--graceful-timeout", "60")
+    transfers = begin_in_each_worker(program, spawn)
+    program.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: not any(program.accepts(pid) for pid in transfers))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(program.address)
+    for finish_one in transfers.values():
+        finish_one()
+    assert program.ended() == 0
+    assert "Traceback" not in program.output
+
+
+def test_a_class_of_servers_finishes_what_is_under_way_too(gunicorn: Any, spawn: Spawn) -> None:
+    program = gunicorn("ServerWorker", "--graceful-timeout", "60", application="Echo")
+    transfers = begin_in_each_worker(program, spawn)
+    program.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: not any(program.accepts(pid) for pid in transfers))
+    for finish_one in transfers.values():
+        finish_one()
+    assert program.ended() == 0
+
+
+def test_told_to_quit_it_ends_at_once(worker: str, gunicorn: Any) -> None:
+    program = gunicorn(worker, "--graceful-timeout", "60")
+    sock, _ = program.dial()
+    exchange(sock)
+    program.process.send_signal(signal.SIGQUIT)
+    assert receive(sock) == b""
+    assert program.ended() == 0
+
+
+# What cannot be.
+
+
+def failure(directory: Path, *arguments: str) -> tuple[int, str]:
+    """Return the exit status and the output of a gunicorn that does not start."""
+    with Gunicorn(directory, *arguments, "-b", LOOPBACK) as program:
+        return program.ended(), program.output
+
+
+def test_an_application_that_makes_no_server_ends_the_arbiter(tmp_path: Path) -> None:
+    status, output = failure(tmp_path, "ServerWorker", "no_server")
+    assert status == 3
+    assert "the application must return a gevent server for a listening socket, not (" in output
+    assert "is for gsplice.gunicorn.StreamWorker" in output
+
+
+def test_a_server_of_ones_own_is_not_given_a_certificate(tmp_path: Path) -> None:
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(
+        tmp_path / "certificate"
+    )
+    options = ("--certfile", str(tmp_path / "certificate"))
+    status, output = failure(tmp_path, "ServerWorker", "no_server", *options)
+    assert status == 1
+    assert "Error: gsplice.gunicorn.ServerWorker leaves TLS to the server" in output
