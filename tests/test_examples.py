@@ -125,6 +125,7 @@ def assert_holds_no_more_files_after(program: Program, visit, times: int = 5) ->
 ARGUMENTS = {
     "download.py": ["no-port", "file"],
     "echo_server.py": ["no-port"],
+    "gunicorn_forwarder.py": ["127.0.0.1:0", "no-port"],
     "http_proxy.py": ["no-port"],
     "port_forwarder.py": ["127.0.0.1:0", "no-port"],
     "sni_router.py": ["127.0.0.1:0", "name=no-port"],
@@ -190,6 +191,25 @@ def test_echo_server_outlives_a_client_that_resets_and_keeps_no_file_open():
 
         assert_holds_no_more_files_after(program, visit_and_reset)
         program.expect("reset by peer")
+
+
+# gunicorn_forwarder.py
+
+
+def test_gunicorn_forwarder_carries_both_directions_exactly_in_a_worker(beside):
+    up, down = PAYLOAD, PAYLOAD[::-1]
+    with listening() as listener:
+        target = f"127.0.0.1:{port_of(listener)}"
+        with (
+            example("gunicorn_forwarder.py", "127.0.0.1:0", target) as (_, port),
+            connect(port) as client,
+            accept(listener) as backend,
+        ):
+            beside.submit(send, client, up, end=True)
+            beside.submit(send, backend, down, end=True)
+            arriving = beside.submit(receive, backend)
+            assert receive(client) == down
+            assert arriving.result() == up
 
 
 # port_forwarder.py
