@@ -63,12 +63,7 @@ def _add_forward(commands: Any) -> None:
     parser.set_defaults(command=_forward)
     parser.add_argument("listen", metavar="LISTEN", help="where to accept; port 0 takes a free one")
     parser.add_argument("target", metavar="TARGET", help="where to connect to")
-    parser.add_argument(
-        "--idle-timeout", type=float, metavar="S", help="end a relay after S seconds without a byte"
-    )
-    parser.add_argument(
-        "--max-connections", type=int, metavar="N", help="serve at most N connections at once"
-    )
+    _add_limits(parser)
     parser.add_argument(
         "--reuse-port",
         action="store_true",
@@ -88,14 +83,23 @@ def _add_forward(commands: Any) -> None:
         help="how long a byte of a stream of small writes may wait (default: %(default)s; 0: off)",
     )
     parser.add_argument(
+        "--stats", action="store_true", help="show a live line on a terminal, and a summary"
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--idle-timeout", type=float, metavar="S", help="end a relay after S seconds without a byte"
+    )
+    parser.add_argument(
+        "--max-connections", type=int, metavar="N", help="serve at most N connections at once"
+    )
+    parser.add_argument(
         "--grace",
         type=float,
         metavar="S",
         default=_GRACE,
         help="let relays finish for S seconds when told to end (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--stats", action="store_true", help="show a live line on a terminal, and a summary"
     )
 
 

@@ -164,6 +164,22 @@ def test_forwards_from_ipv6(serve: Any, echo: StreamServer, dial: Any) -> None:
     assert echoed(client, b"hello") == b"hello"
 
 
+def test_with_reuse_port_two_servers_share_a_port(
+    serve: Any, echo: StreamServer, dial: Any
+) -> None:
+    first = serve(ForwardServer(LOOPBACK, echo.address, reuse_port=True))
+    second = serve(ForwardServer(first.address, echo.address, reuse_port=True))
+    assert second.address == first.address
+    while not (first.accepted and second.accepted):  # the kernel decides, by the client's port
+        exchange(dial(first))
+
+
+def test_without_reuse_port_a_port_is_the_servers_alone(serve: Any, echo: StreamServer) -> None:
+    first = serve(ForwardServer(LOOPBACK, echo.address))
+    with pytest.raises(OSError, match="in use"):
+        ForwardServer(first.address, echo.address, reuse_port=True).start()
+
+
 # Connections come and go.
 
 
@@ -684,6 +700,11 @@ def test_bad_arguments_are_refused_when_it_is_made(
 ) -> None:
     with pytest.raises(error, match=message):
         ForwardServer(LOOPBACK, target, **options)
+
+
+def test_reuse_port_is_refused_with_a_socket_that_has_its_port(listen: Any) -> None:
+    with pytest.raises(TypeError, match="reuse_port is for an address to listen at"):
+        ForwardServer(listen(), "x", reuse_port=True)
 
 
 def test_a_listener_that_would_block_the_hub_is_refused() -> None:
