@@ -180,7 +180,7 @@ def backend() -> Iterator[int]:
     """Run an echo server; this is its port."""
 
     def serve(sock: socket.socket, address: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # workers are killed here
+        with contextlib.suppress(OSError):  # workers are killed here
             send_back(sock, address)
 
     server = StreamServer(("127.0.0.1", 0), serve)
