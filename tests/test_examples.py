@@ -201,7 +201,7 @@ def test_gunicorn_forwarder_carries_both_directions_exactly_in_a_worker(beside):
     with listening() as listener:
         target = f"127.0.0.1:{port_of(listener)}"
         with (
-            example("gunicorn_forwarder.py", "127.0.0.1:0", target) as (_, port),
+            example("gunicorn_forwarder.py", "127.0.0.1:0", target, "--workers", "1") as (_, port),
             connect(port) as client,
             accept(listener) as backend,
         ):

@@ -106,13 +106,13 @@ def test_a_unix_socket_of_systemds_is_left_to_it(run: Any, backend: str, tmp_pat
     assert Path(path).is_socket()
 
 
-def test_gunicorn_passes_it_on_to_its_workers(run: Any, backend: str) -> None:
+def test_gunicorn_passes_it_on_to_its_worker(run: Any, backend: str) -> None:
     port = free_port()
     gunicorn = Path(sys.executable).with_name("gunicorn")
     examples = ("--chdir", str(REPOSITORY / "examples"))
     program = run(
         *socket_activate(f"127.0.0.1:{port}", "-E", f"HOME={os.environ.get('HOME', '/')}"),
-        *(str(gunicorn), "-k", "gsplice.gunicorn.ServerWorker", "-w", "2", *examples),
+        *(str(gunicorn), "-k", "gsplice.gunicorn.ServerWorker", "-w", "1", *examples),
         *("--worker-tmp-dir", "/tmp", f"gunicorn_forwarder:forwarder({backend!r})"),
     )
     for _ in range(2):
