@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from gsplice import _account, _gevent
+from gsplice._endpoint import Sink
 from gsplice._gevent import GeventSocket
 from gsplice._watchdog import Watchdog
 
@@ -47,6 +48,8 @@ class Direction:
         "undelivered",
     )
 
+    _sink: Sink  # each subclass has a slot for its own kind
+
     def __init__(self, count: int | None, owner: Owner) -> None:
         self._remaining = count
         self._owner: Owner | None = owner
@@ -61,13 +64,22 @@ class Direction:
         """Have *watchdog* told of each byte, and each wait; it stays its owner's to stop."""
         self._watchdog = watchdog
 
+    def prepare(self) -> None:
+        """Do what comes before the first byte; it may wait. Where none is wanted, do nothing."""
+        if self._remaining != 0:
+            self._sink.prepare()
+
+    def end_sink(self) -> None:
+        """Tell the sink's peer that no more bytes will come."""
+        self._sink.end()
+
     def start(self) -> None:
         """Begin to move bytes; the owner is told of the end, whatever it is."""
         _account.began(self)
         self._in_step = True
         try:
             if self._remaining == 0:
-                self._finish()
+                self._end(None)  # and leave both ends alone: no byte needs no system call
             else:
                 self._begin()
             self._step_is_made()
@@ -90,7 +102,10 @@ class Direction:
         """Move what can be moved without a wait; nothing, where methods might wait."""
 
     def throw(self, error: BaseException | type[BaseException]) -> None:
-        """Called by gevent, before it closes or shuts down a socket that is waited for."""
+        """End the wait that is under way with *error*.
+
+        It is called by gevent, before it closes or shuts down a socket that is waited for.
+        """
         self.fail(error() if isinstance(error, type) else error)
 
     def abandon(self) -> None:

@@ -55,7 +55,11 @@ class SocketSource:
 
     def take(self, limit: int) -> bytes:
         """Wait for bytes and take at most *limit* of them; none means end of file."""
-        data: bytes = self.take_buffered(limit) or self.socket.recv(limit)
+        try:
+            data: bytes = self.take_buffered(limit) or self.socket.recv(limit)
+        except OSError as error:
+            self.failed(error)
+            raise
         return data
 
 

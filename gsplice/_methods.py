@@ -44,6 +44,9 @@ class MethodCopy(Direction):
 
     def run(self) -> None:
         """Move everything in the calling greenlet; an error ends it and is raised."""
+        if self._remaining == 0:
+            self.start()  # which is its end as well
+            return
         _account.began(self)
         self._caller = gevent.getcurrent()
         try:

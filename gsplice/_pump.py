@@ -19,7 +19,7 @@ the mark as it would in a loop of recv and sendall.
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import Final, NoReturn
 
 from gsplice import _account, _gevent, _hub, _kernel
 from gsplice._direction import Owner, WatchingDirection
@@ -57,6 +57,8 @@ class Pump(WatchingDirection):
         "_streaming",
         "_until_look",
     )
+
+    _sink: SocketSink | FileSink
 
     def __init__(
         self,
@@ -182,6 +184,8 @@ class Pump(WatchingDirection):
             count = self._raw_source.recv_into(buffer)
         except BlockingIOError:
             return False
+        except OSError as error:
+            self._cannot_take(error)
         if not count:
             self._finish()
             return False
@@ -235,6 +239,8 @@ class Pump(WatchingDirection):
         except BlockingIOError:
             return 0
         except OSError as error:
+            if error.errno not in _kernel.REFUSALS:
+                self._cannot_take(error)
             self._give_up_splicing(error)
             return 0
 
@@ -312,6 +318,17 @@ class Pump(WatchingDirection):
         self._may_splice = self._always_splice = self._streaming = False
         self._buffer = _hub.resources().scratch
         _account.fell_back(errno.errorcode[error.errno])
+
+    def _cannot_take(self, error: OSError) -> NoReturn:
+        """Raise what reading from the source would have raised where it met *error*."""
+        raise self._source.failed(error)
+
+    def throw(self, error: BaseException | type[BaseException]) -> None:
+        """End the wait that is under way, for the source or the sink, with *error*."""
+        waits_for_source = self._owner is not None and not self._holds_bytes()
+        if waits_for_source and isinstance(error, OSError):
+            error = self._source.failed(error)
+        super().throw(error)
 
     def _settle(self) -> None:
         self._sink.settle()

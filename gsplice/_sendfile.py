@@ -26,6 +26,8 @@ class FileSender(WatchingDirection):
 
     __slots__ = ("_copies", "_file", "_offset", "_sink")
 
+    _sink: SocketSink
+
     def __init__(
         self, source: FileSource, sink: SocketSink, count: int | None, mode: str, owner: Owner
     ) -> None:
