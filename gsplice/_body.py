@@ -31,44 +31,64 @@ class Body:
     To make one touches every attribute of the object that is needed later: where a version of the
     library has not got it, that must be found out before a byte is taken.
 
-    :param under: what its bytes come from: a reader on a socket, or a source that was made of one.
+    :param under: what its bytes come from: a socket, or a reader on one.
     :param left: how many they are; None for all up to end of file.
-    :param read: how the object itself is read.
     """
 
-    __slots__ = ("left", "read", "under")
+    __slots__ = ("left", "under")
 
-    def __init__(self, under: Any, left: int | None, read: Callable[[int], bytes | None]) -> None:
+    def __init__(self, under: Any, left: int | None) -> None:
         self.under = under
         self.left = left
-        self.read = read
+
+    def read(self, limit: int) -> bytes | None:
+        """Read at most *limit* bytes as anyone would, by the object's own method."""
+        raise NotImplementedError
 
     def prepare(self) -> None:
         """Do what the object does before it reads the first byte; it may wait."""
+
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take what the library itself has read ahead of *under*, at most *limit* bytes."""
+        return b""
 
     def took(self, count: int) -> None:
         """Have the object know that *count* bytes of it have been taken."""
         raise NotImplementedError
 
-    def failed(self, error: Exception) -> Exception:
+    def failed(self, error: OSError) -> Exception:
         """Have the object know that reading met *error*; return what its `read` had raised."""
         return error
 
 
-class BodySource:
-    """A body whose bytes can be taken from *inner* first, and then from the object itself."""
+class BodySource(SocketSource):
+    """A body on a real stream socket: the bytes are the socket's, but `take` is its own `read`.
 
-    __slots__ = ("body", "inner", "own")
+    :param under: the socket, with what has been read ahead of it.
+    """
 
-    def __init__(self, body: Body, inner: SocketSource) -> None:
+    __slots__ = ("_own", "body")
+
+    def __init__(self, body: Body, under: SocketSource) -> None:
+        super().__init__(under.socket, under.ahead)
         self.body = body
-        self.inner = inner
-        self.own = ObjectSource(body.read)
+        self._own = ObjectSource(body.read)
 
-    def failed(self, error: Exception) -> Exception:
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take what has been read from the socket already, at most *limit* bytes."""
+        return self.body.take_buffered(limit) or super().take_buffered(limit)
+
+    def take(self, limit: int) -> bytes:
+        """Read at most *limit* bytes; none means the end of the body."""
+        return self._own.take(limit)
+
+    def failed(self, error: OSError) -> Exception:
         """Have the object know that reading met *error*; return what its `read` had raised."""
-        self.inner.failed(error)
-        return self.body.failed(error)
+        super().failed(error)
+        try:
+            return self.body.failed(error)
+        except Exception:  # a library's; the first error is the one to tell
+            return error
 
     def is_small(self, count: int | None) -> bool:
         """Whether there is so little to take that it is not worth while."""
@@ -80,7 +100,7 @@ class BodySource:
         return moved is not None and moved == self.body.left
 
     def first_count(self, count: int | None) -> int | None:
-        """Return how many bytes *inner* has to give, where *count* are wanted."""
+        """Return how many bytes the socket has to give, where *count* are wanted."""
         left = self.body.left
         if left is None or count is None:
             return count if left is None else left

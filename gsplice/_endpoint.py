@@ -37,20 +37,20 @@ class ReadAhead(Protocol):
 class SocketSource:
     """A real stream socket, maybe with some of its bytes read ahead by someone."""
 
-    __slots__ = ("_ahead", "socket")
+    __slots__ = ("ahead", "socket")
 
     def __init__(self, sock: GeventSocket, ahead: ReadAhead | None = None) -> None:
         self.socket = sock
-        self._ahead = ahead
+        self.ahead = ahead
 
     def take_buffered(self, limit: int | None) -> bytes:
         """Take what has been read from the socket already, at most *limit* bytes."""
-        return b"" if self._ahead is None else self._ahead.take_buffered(limit)
+        return b"" if self.ahead is None else self.ahead.take_buffered(limit)
 
-    def failed(self, error: Exception) -> Exception:
+    def failed(self, error: OSError) -> Exception:
         """Return *error*, which was met in reading; who reads ahead knows, as if it had read."""
-        if self._ahead is not None and isinstance(error, TimeoutError):
-            self._ahead.timed_out()
+        if self.ahead is not None and isinstance(error, TimeoutError):
+            self.ahead.timed_out()
         return error
 
     def take(self, limit: int) -> bytes:

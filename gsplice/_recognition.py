@@ -35,7 +35,7 @@ from gsplice._gevent import GeventSocket
 _SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 
 
-def source(thing: Any) -> Source | BodySource:
+def source(thing: Any) -> Source:
     """Return what *thing* is as a source; raise the error that says why it is none."""
     if isinstance(thing, GeventSocket):
         return _socket_source(thing, None, _socket_read(thing))
@@ -85,10 +85,10 @@ def _body_source(thing: Any) -> BodySource | None:
         body = _body.look(thing)
         if body is None:
             return None
-        inner = source(body.under)
+        under = source(body.under)
     except (OSError, TypeError, ValueError):  # for the object itself to tell
         return None
-    return BodySource(body, inner) if isinstance(inner, SocketSource) else None
+    return BodySource(body, under) if type(under) is SocketSource else None
 
 
 def _socket_read(sock: GeventSocket) -> Callable[[int], bytes | None]:

@@ -1,17 +1,18 @@
 """One direction: `copy`, and `Transfer`, the object behind it.
 
-Here the ends are looked at and the engine that fits them is chosen. The bytes are the engine's
-affair.
+Here the ends are looked at and the engine that fits them is chosen. The bytes, and what went wrong
+with them, are the engine's affair.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gevent.exceptions import InvalidThreadUseError
 
 from gsplice import _account, _kernel, _options, _recognition
 from gsplice._body import BodySource
+from gsplice._body_engine import BodyEngine
 from gsplice._direction import Owner
 from gsplice._endpoint import FileSink, FileSource, Sink, SocketSink, SocketSource, Source
 from gsplice._methods import MethodCopy
@@ -20,7 +21,7 @@ from gsplice._sendfile import FileSender
 from gsplice._task import Task
 from gsplice._watchdog import WaitWatchdog
 
-_Engine: TypeAlias = Pump | FileSender | MethodCopy
+_Engine: TypeAlias = Pump | FileSender | BodyEngine | MethodCopy
 
 
 class Transfer(Task):
@@ -29,14 +30,10 @@ class Transfer(Task):
     The parameters are those of `copy`. Bad ones raise here, what goes wrong later is raised by
     `get`, and `get` returns the number of bytes. Neither end is shut down or closed.
 
-    Invariant: one engine is at work at a time. Only of a body that is seen through there are two:
-    the first one moves its bytes from the socket under it, and the second one asks the object
-    itself for more, which then meets the end of the body.
-
     :param idle_timeout: seconds without a byte after which it fails with `socket.timeout`.
     """
 
-    __slots__ = ("_engine", "_first", "_idle_timeout", "_limit", "_sink", "_source")
+    __slots__ = ("_engine", "_idle_timeout")
 
     if TYPE_CHECKING:
 
@@ -57,29 +54,18 @@ class Transfer(Task):
         mode = _options.mode(mode)
         self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
         bound = _options.moderation(moderation)
-        source = _recognition.source(src)
-        self._sink = _recognition.sink(dst)
-        if isinstance(source, BodySource) and not _is_worthwhile(source, self._sink, limit, mode):
-            source = source.own
-        self._source = source
-        self._limit = limit
-        first: Source
-        if isinstance(source, BodySource):
-            first, limit = source.inner, source.first_count(limit)
-        else:
-            first = source
-        self._engine = _engine(first, self._sink, limit, mode, bound, self)
-        self._first: _Engine | None = None  # the engine before, which has ended
+        source, sink = _recognition.source(src), _recognition.sink(dst)
+        self._engine = _engine(source, sink, limit, mode, bound, self)
 
     @property
     def moved(self) -> int:
         """Bytes that the sink has accepted."""
-        return self._engine.moved + (0 if self._first is None else self._first.moved)
+        return self._engine.moved
 
     @property
     def spliced(self) -> int:
         """Those of them that went kernel to kernel."""
-        return self._engine.spliced + (0 if self._first is None else self._first.spliced)
+        return self._engine.spliced
 
     @property
     def undelivered(self) -> bytes:
@@ -95,7 +81,7 @@ class Transfer(Task):
         try:
             if isinstance(self._engine, MethodCopy) and self._is_for_the_caller():
                 self._started = True  # its methods wait by themselves: no other greenlet is needed
-                self._sink.prepare()
+                self._engine.prepare()
                 self._engine.run()
             return self.start().get()
         finally:
@@ -112,23 +98,18 @@ class Transfer(Task):
 
     def end_sink(self) -> None:
         """Tell the sink's peer that no more bytes will come."""
-        self._sink.end()
+        self._engine.end_sink()
 
     def _begin(self) -> None:
         try:
-            self._sink.prepare()
-            if isinstance(self._source, BodySource) and self._limit != 0:
-                self._source.body.prepare()
+            self._engine.prepare()
         except BaseException as error:
             self._fail(error)
             if not isinstance(error, Exception):  # for the caller, not for the transfer
                 raise
         if not self.ready():  # else it failed, or was stopped meanwhile
-            self._start_engine()
-
-    def _start_engine(self) -> None:
-        self._watch()
-        self._engine.start()
+            self._watch()
+            self._engine.start()
 
     def _watch(self) -> None:
         """Have the time-outs kept: the sockets' own, and the idle one."""
@@ -137,6 +118,9 @@ class Transfer(Task):
             self._watchdog = WaitWatchdog(self._idle_timeout, self._timed_out)
             self._watchdog.start()
             self._engine.watch_over(self._watchdog)
+
+    def _timed_out(self) -> None:
+        self._engine.throw(TimeoutError("timed out"))
 
     def _join(self) -> None:
         self._engine.join()
@@ -147,32 +131,10 @@ class Transfer(Task):
     def ended(self, error: BaseException | None) -> None:
         """Take note of the engine's end."""
         self._stop_watchdog()
-        source = self._source
-        try:
-            if isinstance(source, BodySource) and self._first is None:
-                source.body.took(self._engine.moved + len(self._engine.undelivered))
-                if error is None and (self.moved != self._limit or source.is_over(self._limit)):
-                    self._go_on_with(source.own)
-                    return
-            if isinstance(source, BodySource | SocketSource) and self._met_by_source(error):
-                error = source.failed(error)
-        except Exception as failure:  # a library's: raised into the hub, it would tell nobody
-            error = error or failure.with_traceback(None)
         if error is None:
-            self.set(self.moved)
+            self.set(self._engine.moved)
         else:
             self.set_exception(error)
-
-    def _go_on_with(self, source: Source) -> None:
-        rest = None if self._limit is None else self._limit - self.moved
-        rest = rest or None  # at its end it has nothing to give, and is to be asked
-        self._first, self._engine = self._engine, MethodCopy(source, self._sink, rest, self)
-        self._start_engine()
-
-    def _met_by_source(self, error: BaseException | None) -> TypeGuard[OSError]:
-        """Whether *error* is what the first engine met in taking bytes, not in giving them."""
-        waited_for_sink = bool(self._engine.undelivered)
-        return isinstance(error, OSError) and self._first is None and not waited_for_sink
 
 
 def copy(
@@ -214,24 +176,19 @@ def can_splice(src: Any, dst: Any) -> bool:
         source, sink, mode = _recognition.source(src), _recognition.sink(dst), _options.mode("auto")
     except (TypeError, ValueError, OSError, InvalidThreadUseError):
         return False
-    if isinstance(source, BodySource):
-        return _is_worthwhile(source, sink, None, mode)
-    return _splices(source, sink, mode)
+    return _splices(source, sink, None, mode)
 
 
-def _splices(source: Source, sink: Sink, mode: str) -> bool:
+def _splices(source: Source, sink: Sink, count: int | None, mode: str) -> bool:
     """Return whether this pair is spliced, as far as one can tell without trying."""
     if mode == "copy" or (isinstance(sink, FileSink) and sink.appends()):
         return False
     if isinstance(source, FileSource):
         return isinstance(sink, SocketSink) and _kernel.HAVE_SENDFILE
+    if isinstance(source, BodySource) and mode == "auto" and source.is_small(count):
+        return False
     spliceable = isinstance(source, SocketSource) and isinstance(sink, SocketSink | FileSink)
     return spliceable and _kernel.HAVE_SPLICE
-
-
-def _is_worthwhile(source: BodySource, sink: Sink, count: int | None, mode: str) -> bool:
-    """Return whether to see through this body, and not just read it."""
-    return _splices(source.inner, sink, mode) and (mode == "splice" or not source.is_small(count))
 
 
 def _spliced_mode(mode: str, have_call: bool, name: str) -> str:
@@ -246,6 +203,10 @@ def _engine(
     source: Source, sink: Sink, count: int | None, mode: str, moderation: float, owner: Owner
 ) -> _Engine:
     if isinstance(source, SocketSource) and isinstance(sink, SocketSink | FileSink):
+        if isinstance(source, BodySource):
+            if count == 0 or not _splices(source, sink, count, mode):
+                return MethodCopy(source, sink, count, owner)
+            return BodyEngine(source, sink, count, mode, moderation, owner)
         mode = _spliced_mode(mode, _kernel.HAVE_SPLICE, "splice")
         return Pump(source, sink, count, mode, moderation, owner)
     if isinstance(source, FileSource) and isinstance(sink, SocketSink):

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_body", "_chunked", "_direction", "_moderation"),
     ("_recognition",),
     ("_pump", "_sendfile", "_methods", "_task"),
+    ("_body_engine",),
     ("transfer",),
     ("relay",),
     ("_wsgi", "takeover._imports", "takeover._replacements", "server"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import io
 import os
 import resource
@@ -13,6 +14,7 @@ from typing import Any
 
 import gevent
 import pytest
+import urllib3
 from faults import Fault, injected, preceded_by, raising_after
 from gevent import socket
 from peers import (
@@ -36,6 +38,7 @@ from peers import (
 
 import gsplice
 from gsplice import _pump
+from gsplice._body import Body
 from gsplice._chunked import ChunkedSink
 from gsplice._pump import Pump
 
@@ -187,12 +190,38 @@ def failed_copy(line: MakeLine) -> None:
         gsplice.copy(source, sink)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n"
+
+
+def copied_body(line: MakeLine) -> None:
+    client, source, sink, backend = line()
+    client.sendall(HEAD + pattern(100_000))
+    response = http.client.HTTPResponse(source)
+    response.begin()
+    transfer = gsplice.Transfer(response, sink).start()
+    assert receive(backend, 100_000) == pattern(100_000)
+    client.sendall(pattern(100_000))
+    assert receive(backend, 100_000) == pattern(100_000)
+    assert transfer.get(timeout=5) == 200_000
+
+
+def failed_body(line: MakeLine) -> None:
+    client, source, sink, _ = line()
+    client.sendall(HEAD + pattern(100_000))
+    response = http.client.HTTPResponse(source)
+    response.begin()
+    body = urllib3.HTTPResponse(response, preload_content=False, decode_content=False)
+    reset(client)
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        gsplice.copy(body, sink)
+
+
 def transfers() -> int:
-    kinds = (gsplice.Transfer, gsplice.Relay, Pump)
+    kinds = (gsplice.Transfer, gsplice.Relay, Pump, Body, http.client.HTTPResponse)
     return sum(isinstance(thing, kinds) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("use", [read_often, failed_relay, failed_copy])
+@pytest.mark.parametrize("use", [read_often, failed_relay, failed_copy, copied_body, failed_body])
 def test_a_transfer_that_is_over_goes_without_the_garbage_collector(
     line: MakeLine, use: Callable[[MakeLine], None]
 ) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Final
 from gsplice import _body, _recognition
 from gsplice._body import Body
 from gsplice._chunked import ChunkedSink
-from gsplice._endpoint import SocketSource
 from gsplice._wsgi import FIRST_BLOCK, SMALL
 from gsplice.takeover._replacements import Replacements
 from gsplice.transfer import Transfer, can_splice
@@ -33,9 +32,14 @@ class RequestBody(Body):
 
     def __init__(self, body: Any) -> None:
         left = body.buf.tell() + body.reader.length
-        super().__init__(SocketSource(body.reader.unreader.sock, self), left, body.read)
+        super().__init__(body.reader.unreader.sock, left)
         self._body = body
         self._counted = 0
+
+    def read(self, limit: int) -> bytes:
+        """Read as the application would."""
+        data: bytes = self._body.read(limit)
+        return data
 
     def take_buffered(self, limit: int | None) -> bytes:
         """Take what is in the two buffers, and of this body; at most *limit* bytes."""
@@ -46,14 +50,11 @@ class RequestBody(Body):
         unreader.buf, ahead = _split(unreader.buf, rest)
         return own + ahead
 
-    def timed_out(self) -> None:
-        """Nothing: sockets of gunicorn's have no time-out."""
-
     def took(self, count: int) -> None:
         """Count down what the reader has left."""
         self._body.reader.length -= count - self._counted
 
-    def failed(self, error: Exception) -> Exception:
+    def failed(self, error: OSError) -> Exception:
         """Have gunicorn use the connection for no further request."""
         self._body.failed = True
         return error
@@ -74,8 +75,6 @@ def _look_at_request(body: Any) -> RequestBody | None:
         return None
     unreader = body.reader.unreader
     if not isinstance(unreader.buf, io.BytesIO):
-        return None
-    if not isinstance(_recognition.source(unreader.sock), SocketSource):
         return None
     found = RequestBody(body)
     return found if found.left else None

@@ -27,7 +27,7 @@ class ResponseBody(Body):
     __slots__ = ("_response",)
 
     def __init__(self, response: Any) -> None:
-        super().__init__(response.fp, response.length, self._read)
+        super().__init__(response.fp, response.length)
         self._response = response
 
     def took(self, count: int) -> None:
@@ -35,7 +35,8 @@ class ResponseBody(Body):
         if self._response.length is not None:
             self._response.length -= count
 
-    def _read(self, limit: int) -> bytes:
+    def read(self, limit: int) -> bytes:
+        """Read, and end the response where nothing is left of it."""
         data: bytes = self._response.read1(limit)
         if self._response.length == 0:
             self._response.read(0)  # which ends the response; read1() does from Python 3.13 on

@@ -21,9 +21,14 @@ class RequestBody(Body):
 
     def __init__(self, wsgi_input: Any) -> None:
         left = wsgi_input.content_length - wsgi_input.position
-        super().__init__(wsgi_input.rfile, left, wsgi_input.read)
+        super().__init__(wsgi_input.rfile, left)
         self._input = wsgi_input
         self._ask_for_body = wsgi_input._send_100_continue
+
+    def read(self, limit: int) -> bytes:
+        """Read as the application would."""
+        data: bytes = self._input.read(limit)
+        return data
 
     def prepare(self) -> None:
         """Tell the client to go on, if it waits for that (RFC 9110, 10.1.1)."""

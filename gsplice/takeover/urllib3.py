@@ -14,16 +14,21 @@ from gsplice._body import Body
 class PooledBody(Body):
     """The body of an ``HTTPResponse`` of urllib3's, around one of http.client's."""
 
-    __slots__ = ("_catch_errors", "_http_body", "_response")
+    __slots__ = ("_catch_errors", "_http_body", "_read", "_response")
 
     def __init__(self, response: Any, http_body: Body) -> None:
+        super().__init__(http_body.under, http_body.left)
         # It counts, and gives its connection back, wherever it is read from.
-        read = getattr(response, "read1", response.read)
-        super().__init__(http_body.under, http_body.left, read)
+        self._read = getattr(response, "read1", response.read)
         self._response = response
         self._http_body = http_body
         self._catch_errors = response._error_catcher
         self._count(0)
+
+    def read(self, limit: int) -> bytes:
+        """Read as anyone would."""
+        data: bytes = self._read(limit)
+        return data
 
     def took(self, count: int) -> None:
         """Count for the response, and for the one under it."""
@@ -35,13 +40,14 @@ class PooledBody(Body):
         if self._response.length_remaining is not None:
             self._response.length_remaining -= count
 
-    def failed(self, error: Exception) -> Exception:
+    def failed(self, error: OSError) -> Exception:
         """Have urllib3 close its connection, and say in its own terms what happened."""
         try:
             with self._catch_errors():
                 raise error
         except Exception as translated:
-            return translated
+            error.with_traceback(None)  # its frames refer to it, and to the response
+            return translated.with_traceback(None)
 
 
 def _look(response: Any) -> PooledBody | None:
