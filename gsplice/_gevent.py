@@ -3,7 +3,7 @@
 They are the watchers and the C socket of a ``gevent.socket.socket``, and how ``Hub.cancel_wait``
 finds whom to tell that a socket is being closed. A new gevent is a matter of this file alone, but
 for its WSGI server: as with any library that is taken over, what `gevent.pywsgi` keeps to itself is
-known to `_wsgi` and to the takeover of that name.
+known to `_pywsgi` and to the takeover of that name.
 
 Invariant: a watcher is started with a bound method of an object that has ``throw``. Then a
 ``close()`` or ``shutdown()`` in another greenlet reaches that object as ``throw(cancel_wait_ex)``
@@ -123,6 +123,15 @@ def restart(watcher: Any, callback: Callable[..., None]) -> None:
     """Go on polling after *callback* was called with negative events."""
     watcher.stop()
     start(watcher, callback)
+
+
+def timer(seconds: float, repeat: bool = False) -> Any:
+    """Return a timer for *seconds*, not started yet.
+
+    libuv knows no shorter one than a millisecond, and warns where one is asked for.
+    """
+    seconds = max(seconds, 0.001)
+    return gevent.get_hub().loop.timer(seconds, seconds if repeat else 0.0)
 
 
 def let_loop_pass() -> None:

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import gevent
 from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET
 
 from gsplice import _gevent
@@ -184,9 +183,7 @@ class Moderation:
         if most != self._most:
             self._most = self._ceiling = most
         self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
-        # libuv knows no shorter timer than a millisecond, and warns where one is asked for.
-        period = max(self._bound / 2, 0.001)
-        self._timer = gevent.get_hub().loop.timer(period, period)
+        self._timer = _gevent.timer(self._bound / 2, repeat=True)
         self._set(min(max(2 * average, _LEAST_MARK), self._ceiling))
         self.wait()
 

@@ -25,6 +25,11 @@ class _Silent:
 _SILENT: Final = _Silent()
 
 
+def under(raw: Any) -> Any:
+    """Return what the raw stream *raw* reads from, or writes to: a socket, mostly."""
+    return raw._sock
+
+
 def socket_of(raw: Any) -> GeventSocket | None:
     """Return the gevent socket that the raw stream *raw* does nothing but read.
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import gevent
+from gsplice import _gevent
 
 
 class Watchdog:
@@ -46,8 +46,7 @@ class Watchdog:
             timer.close()
 
     def _sleep(self, seconds: float) -> None:
-        # libuv knows no shorter timer than a millisecond, and warns where one is asked for.
-        self._timer = gevent.get_hub().loop.timer(max(seconds, 0.001))
+        self._timer = _gevent.timer(seconds)
         # The loop's time may be old: a callback may have run for long.
         self._timer.start(self._look, update=True)
 

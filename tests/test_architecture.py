@@ -16,8 +16,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_kernel", "_gevent", "_options", "_watchdog", "_addresses", "_systemd"),
-    ("_account", "_reader", "_shutdown"),
+    ("_kernel", "_gevent", "_options", "_addresses", "_systemd"),
+    ("_account", "_reader", "_shutdown", "_watchdog"),
     ("_pipe",),
     ("_hub", "_endpoint"),
     ("_body", "_chunked", "_direction", "_moderation"),
@@ -25,8 +25,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_pump", "_sendfile", "_methods", "_task"),
     ("_body_engine",),
     ("transfer",),
-    ("relay",),
-    ("_wsgi", "takeover._imports", "takeover._replacements", "server"),
+    ("relay", "_body_sender", "_wsgi"),
+    ("_pywsgi", "takeover._imports", "takeover._replacements", "server"),
     (
         "pywsgi",
         "gunicorn",
