@@ -124,9 +124,13 @@ def unwrap(class_name: str, attribute: str) -> None:
 
 
 def wrapped(thing: Any) -> Any:
-    """Return what *thing* stands for; itself, mostly."""
-    attribute = _wrappers.get(_class_name(thing))
-    return thing if attribute is None else getattr(thing, attribute, thing)
+    """Return what *thing* stands for, however many wrappers are around it; itself, mostly."""
+    while attribute := _wrappers.get(_class_name(thing)):
+        inner = getattr(thing, attribute, None)
+        if inner is None:
+            break
+        thing = inner
+    return thing
 
 
 def look(thing: Any) -> Body | None:

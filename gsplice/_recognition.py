@@ -37,12 +37,10 @@ _SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 
 def source(thing: Any) -> Source:
     """Return what *thing* is as a source; raise the error that says why it is none."""
+    thing = _body.wrapped(thing)
     if isinstance(thing, GeventSocket):
         return _socket_source(thing, None, _socket_read(thing))
-    if isinstance(thing, SocketSource):
-        return thing
     _refuse_foreign_socket(thing)
-    thing = _body.wrapped(thing)
     if type(thing) is SocketIO:
         return _reader_source(thing, thing, None)
     if type(thing) is io.BufferedReader and type(thing.raw) is SocketIO:
@@ -102,7 +100,7 @@ def _reader_source(thing: Any, raw: Any, reader: io.BufferedReader | None) -> So
     _check_open(thing)
     if not thing.readable():
         raise TypeError(f"{thing!r} is no source: it is not open for reading")
-    _refuse_foreign_socket(raw._sock)
+    _refuse_foreign_socket(_reader.under(raw))
     read = raw.read if reader is None else reader.read1
     sock = _reader.socket_of(raw)
     if sock is None:
@@ -125,7 +123,7 @@ def _written_socket(raw: Any) -> Any:
         writes_to_socket = True
     if not writes_to_socket:
         return None
-    sock = raw._sock
+    sock = _reader.under(raw)
     _refuse_foreign_socket(sock)
     return sock if isinstance(sock, GeventSocket) else None
 

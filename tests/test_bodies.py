@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import http.client
 import io
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+from socket import socketpair as standard_socketpair
 from typing import Any, TypeAlias
+from wsgiref.util import FileWrapper
 
 import gevent
 import gunicorn.http.body
@@ -386,3 +389,55 @@ def test_a_file_wrapper_stands_for_what_it_wraps(line: MakeLine, spawn: Spawn) -
     assert gsplice.copy(wrapper, sink) == SIZE
     assert received.get() == BODY
     assert gsplice.copy(PretendedInput(io.BytesIO(b"abc")), io.BytesIO()) == 3
+
+
+def test_wrappers_in_wrappers_are_all_seen_through(line: MakeLine, spawn: Spawn) -> None:
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, head(SIZE) + BODY)
+    response = response_on(source)
+    error = urllib.error.HTTPError("http://backend/", 404, "Not Found", response.headers, response)
+    wrapper = FileWrapper(PretendedInput(error))
+    assert gsplice.can_splice(wrapper, sink)
+    received = spawn(receive, backend, SIZE)
+    assert gsplice.copy(wrapper, sink) == SIZE
+    assert received.get() == BODY
+    error.close()
+
+
+def test_a_wrapper_around_a_socket_is_the_socket(line: MakeLine, spawn: Spawn) -> None:
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, BODY)
+    assert gsplice.can_splice(FileWrapper(source), sink)
+    received = spawn(receive, backend, SIZE)
+    assert gsplice.copy(FileWrapper(source), sink) == SIZE
+    assert received.get() == BODY
+
+
+def test_a_wrapper_around_a_socket_of_others_is_refused_as_the_socket_is(line: MakeLine) -> None:
+    _, _, sink, _ = line()
+    one, other = standard_socketpair()
+    with one, other:
+        assert not gsplice.can_splice(FileWrapper(one), sink)
+        with pytest.raises(TypeError, match="not managed by gevent"):
+            gsplice.copy(FileWrapper(one), sink)
+
+
+def test_a_wrapper_around_nothing_is_used_by_its_own_methods(line: MakeLine) -> None:
+    _, _, sink, _ = line()
+    assert not gsplice.can_splice(PretendedInput(None), sink)
+    with pytest.raises(TypeError, match="PretendedInput"):
+        gsplice.copy(PretendedInput(None), sink)
+
+
+def test_an_error_in_telling_the_object_of_an_error_does_not_hide_it(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(self: Any, error: OSError) -> Exception:
+        raise AttributeError("failed")
+
+    monkeypatch.setattr(ResponseBody, "failed", failed)
+    client, source, sink, _ = line()
+    source.settimeout(0.05)
+    client.sendall(head(SIZE))
+    with pytest.raises(TimeoutError):
+        gsplice.copy(response_on(source), sink)
