@@ -39,10 +39,10 @@ class ChunkedSink(SocketSink):
         self._open = 0
         self.framing = 0
 
-    def take_line_break(self) -> bytes:
-        """Return what is still to be sent behind the last chunk; it is not counted here."""
-        frame, self._frame = self._frame, b""
-        return frame
+    def end_chunk(self) -> None:
+        """Send the line break behind the last chunk; it is held up until more is sent behind it."""
+        while self._frame:
+            self._frame_went(self.socket.send(self._frame, _MORE_FOLLOWS))
 
     def send(self, data: bytes | memoryview) -> int:
         """Send what there is room for now, and return how much; BlockingIOError for none."""

@@ -1,145 +1,35 @@
-"""What a WSGI server does with a file wrapper (PEP 3333), for handlers of `gevent.pywsgi`.
+"""What WSGI servers do with a file wrapper (PEP 3333), whichever they are.
 
-The wrapper is the standard library's. What it wraps is a source: a file, a backend's response,
-anything that can be read.
-
-Invariant: what goes out is what the server itself would have sent for the same result, but for
-two things which it leaves to the application: no byte follows the last one that Content-Length
-allows, and none at all the head of an answer that has no body.
-
-Invariant: the head waits for the first block, as it does in the server's own loop: until then an
-error can still become an answer of its own. The two go out together, where a client that delays
-its acknowledgements would else delay the second (RFC 1122, 4.2.3.2 and 4.2.3.4).
+What is wrapped is a source: a file, a backend's response, a socket, anything that can be read. Each
+server has its own way to send the head and to account for the body: `_pywsgi`, `takeover.gunicorn`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, Final
-from wsgiref.util import FileWrapper
 
-from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP
+from gsplice import _recognition
+from gsplice._gevent import GeventSocket
+from gsplice.transfer import can_splice
 
-from gsplice import _body, _kernel
-from gsplice._chunked import LAST_CHUNK, ChunkedSink
-from gsplice._recognition import is_regular_file
-from gsplice.transfer import Transfer, can_splice
-
-#: Its key in the environment, and what an application finds there.
-FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
-
-#: Bytes. An answer of no more is cheaper to read and send, whatever the server.
 SMALL: Final = 16 * 1024
 #: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
-FIRST_BLOCK: Final = 8 * 1024
-
-_TCP_FAMILIES: Final = (AF_INET, AF_INET6)
-_WITHOUT_BODY: Final = (204, 304)
-
-_body.unwrap("wsgiref.util.FileWrapper", "filelike")
-_body.unwrap("werkzeug.wsgi.FileWrapper", "file")
+_FIRST_BLOCK: Final = 8 * 1024
 
 
-def send_file(handler: Any) -> bool:
-    """Send the result of *handler*'s application if it is a file wrapper; else return False."""
-    under = _body.wrapped(handler.result)
-    if under is handler.result or hasattr(handler.result, "read"):
-        return False
-    if handler.headers_sent or not handler.status:  # write() was used, or nothing at all
-        return False
-    if handler.command == "HEAD" or handler.code in _WITHOUT_BODY:
-        handler.write(b"")
-        return True
-    left = _content_length(handler)
-    if (left is None or left > SMALL) and can_splice(under, handler.socket):
-        left = _send_spliced(handler, under, left)
-    else:
-        left = _send_blocks(handler, left)
-    if handler.response_use_chunked:
-        handler._sendall(LAST_CHUNK)
-    elif left:
-        handler.close_connection = True  # nothing else could tell the client
-    return True
+def is_worthwhile(under: Any, sock: Any, length: int | None) -> bool:
+    """Whether to send *under* to *sock*, and not the blocks that its wrapper gives.
+
+    A socket is, where that can be: it has no ``read``, so its wrapper gives none.
+    """
+    if isinstance(under, GeventSocket):
+        return _recognition.is_real_stream_socket(sock)
+    return (length is None or length > SMALL) and can_splice(under, sock)
 
 
-def _content_length(handler: Any) -> int | None:
-    try:
-        return max(int(handler.provided_content_length), 0)
-    except (TypeError, ValueError):  # there is none, or it is the client's to refuse
-        return None
+def first_block(under: Any) -> bytes:
+    """Wait for the first bytes of *under*, before the head goes out; none means its end.
 
-
-def _send_blocks(handler: Any, left: int | None) -> int | None:
-    """Send what the wrapper gives, at most *left* bytes; return how many are missing."""
-    for block in handler.result:
-        if left == 0:
-            break  # it has been asked once more, and so has met its end
-        left = _write(handler, block, left)
-    if not handler.headers_sent:
-        handler.write(b"")
-    return left
-
-
-def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
-    """Send what *under* has in the kernel, at most *left* bytes; return how many are missing."""
-    if is_regular_file(under):
-        with _joined(handler.socket):
-            handler.write(b"")
-            return _send_rest(handler, under, left)
-    first = under.read1(FIRST_BLOCK) if hasattr(under, "read1") else next(iter(handler.result), b"")
-    left = _write(handler, first, left)
-    return _send_rest(handler, under, left) if first else left
-
-
-def _write(handler: Any, block: bytes, left: int | None) -> int | None:
-    """Write *block*, and the head before it where it is the first; return what *left* becomes."""
-    if left is not None:
-        block = block[:left]
-        left -= len(block)
-    if handler.headers_sent:
-        handler.write(block)
-    else:
-        with _joined(handler.socket):
-            handler.write(block)
-    return left
-
-
-def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
-    sink = ChunkedSink(handler.socket) if handler.response_use_chunked else None
-    transfer = Transfer(under, sink or handler.socket, left)
-    try:
-        transfer.run()
-    except OSError as error:
-        if transfer.undelivered or is_regular_file(under):
-            _lost_client(handler, error)
-        raise
-    finally:
-        moved = transfer.moved
-        handler.response_length += moved + (sink.framing if sink else 0)
-        del transfer  # what is raised refers to this frame, and the transfer to what is raised
-    if sink:
-        handler._sendall(sink.take_line_break())
-    return None if left is None else left - moved
-
-
-def _lost_client(handler: Any, error: OSError) -> None:
-    """Have the log say what it says where the server's own ``sendall`` fails."""
-    handler.status = f"socket error: {error}"
-    if handler.code > 0:
-        handler.code = -handler.code
-
-
-@contextlib.contextmanager
-def _joined(sock: Any) -> Iterator[None]:
-    """Have what is sent meanwhile go out in segments that are as full as can be (tcp(7))."""
-    cork = _kernel.TCP_CORK
-    if cork is None or sock.family not in _TCP_FAMILIES or sock.getsockopt(IPPROTO_TCP, cork):
-        yield
-        return
-    sock.setsockopt(IPPROTO_TCP, cork, 1)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # it may be closed by now
-            sock.setsockopt(IPPROTO_TCP, cork, 0)
+    Until then an error can still become an answer of its own.
+    """
+    return _recognition.source(under).take(_FIRST_BLOCK)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gevent import pywsgi
 
-from gsplice._wsgi import FILE_WRAPPER, send_file
+from gsplice._pywsgi import FILE_WRAPPER, send_file
 
 __all__ = ["WSGIHandler"]
 

@@ -29,10 +29,10 @@ def send_in_chunks(source: Any, sink: socket.socket, mode: str, count: int | Non
     """Send what a server would; return how many bytes went out, as the sink has counted them."""
     chunked = ChunkedSink(sink)
     moved = gsplice.copy(source, chunked, count, mode=mode)
-    end = chunked.take_line_break() + LAST_CHUNK
-    sink.sendall(end)
+    chunked.end_chunk()
+    sink.sendall(LAST_CHUNK)
     sink.shutdown(socket.SHUT_WR)
-    return moved + chunked.framing + len(end)
+    return moved + chunked.framing + len(LAST_CHUNK)
 
 
 @pytest.mark.parametrize("mode", MODES)

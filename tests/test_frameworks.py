@@ -17,7 +17,7 @@ from programs import ENVIRONMENT, PATIENCE, Program, free_port, wait_until
 
 BODY = random.Random(34).randbytes(5_000_003)
 SERVERS = ("pywsgi", "gunicorn-gevent", "gunicorn-gevent_pywsgi")
-FRAMEWORKS = ("falcon", "flask", "webob", "bottle", "falcon-backend")
+FRAMEWORKS = ("falcon", "flask", "webob", "bottle", "falcon-backend", "socket")
 
 #: One application for each framework, as its documentation has it, and what they have moved.
 APPLICATIONS = """
@@ -59,6 +59,15 @@ bottle_application.route("/bottle")(
         os.path.basename(FILE), os.path.dirname(FILE), mimetype="application/octet-stream"
     )
 )
+
+def socket_application(environ, start_response):
+    connection = http.client.HTTPConnection("127.0.0.1", environ["SERVER_PORT"])
+    connection.request("GET", "/flask", headers={"Connection": "close"})
+    sock = connection.sock
+    while sock.recv(1) != b"\\n" or sock.recv(2) != b"\\r\\n":
+        pass
+    start_response("200 OK", [])
+    return environ["wsgi.file_wrapper"](sock)
 
 def application(environ, start_response):
     name = environ["PATH_INFO"].strip("/").partition("-")[0]

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import re
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,26 @@ def response_with(body: bytes, spawn: Spawn) -> http.client.HTTPResponse:
     return response
 
 
+def send_and_close(sock: socket.socket, data: bytes) -> None:
+    """Be a peer that sends and is done; whoever reads may want less."""
+    with sock, contextlib.suppress(OSError):
+        sock.sendall(data)
+
+
 def wrapped(kind: str, path: Path, spawn: Spawn, body: bytes = BODY) -> Any:
     """Return something to wrap."""
     if kind == "file":
         return file_at(path, body)
-    return response_with(body, spawn) if kind == "response" else io.BytesIO(body)
+    if kind == "socket":
+        near, far = connected()
+        spawn(send_and_close, near, body)
+        return far
+    if kind == "object":
+        return io.BytesIO(body)
+    response = response_with(body, spawn)
+    if kind == "response":
+        return response
+    return urllib.error.HTTPError("http://backend/", 404, "Not Found", response.headers, response)
 
 
 @pytest.mark.parametrize("size", [0, 1, 8192, 8193, 16_384, 16_385, 65_536, SIZE])
@@ -156,7 +172,7 @@ def test_a_wrapper_sends_what_a_plain_iterable_does(
 
 
 @pytest.mark.parametrize("length", ["with-length", "chunked"])
-@pytest.mark.parametrize("kind", ["file", "response"])
+@pytest.mark.parametrize("kind", ["file", "response", "error", "socket"])
 def test_a_wrapped_body_is_spliced(
     kind: str, length: str, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
 ) -> None:
@@ -171,7 +187,7 @@ def test_a_wrapped_body_is_spliced(
         assert fetch(client)[2] == BODY
 
 
-@pytest.mark.parametrize("kind", ["file", "response", "object"])
+@pytest.mark.parametrize("kind", ["file", "response", "object", "socket"])
 @pytest.mark.parametrize("said", [0, 5, 20_000, SIZE - 1])
 def test_no_byte_past_content_length(
     kind: str, said: int, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
@@ -185,7 +201,7 @@ def test_no_byte_past_content_length(
         assert fetch(client)[2] == BODY[:said]
 
 
-@pytest.mark.parametrize("kind", ["file", "response", "object"])
+@pytest.mark.parametrize("kind", ["file", "response", "object", "socket"])
 def test_a_body_shorter_than_content_length_ends_the_connection(
     kind: str, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
 ) -> None:

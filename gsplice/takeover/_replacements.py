@@ -40,6 +40,17 @@ class Replacements:
         original: Callable[..., Any] = function
         return original
 
+    def require(self, cls: Any, *names: str) -> None:
+        """Make sure that objects of the class *cls* have all that the takeover uses besides.
+
+        :raises NotAsExpected: where neither the class has it, nor its ``__init__`` sets it.
+        """
+        code = getattr(cls.__init__, "__code__", None)
+        known = getattr(code, "co_names", ())
+        for name in names:
+            if name not in known and not hasattr(cls, name):
+                raise NotAsExpected(name)
+
     def replace(self, owner: Any, name: str, new: Any) -> None:
         """Put *new* into a class or a module."""
         self._record.append((owner, name, vars(owner).get(name, _INHERITED)))

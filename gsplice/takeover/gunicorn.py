@@ -13,12 +13,23 @@ from typing import Any, Final
 
 from gsplice import _body, _recognition
 from gsplice._body import Body
-from gsplice._chunked import ChunkedSink
-from gsplice._wsgi import FIRST_BLOCK, SMALL
+from gsplice._body_sender import BodySender
+from gsplice._wsgi import first_block, is_worthwhile
 from gsplice.takeover._replacements import Replacements
-from gsplice.transfer import Transfer, can_splice
 
 MODULE: Final = "gunicorn.http.wsgi"
+
+#: What is used of a response besides the method that is replaced.
+_NEEDED: Final = (
+    "can_sendfile",
+    "cfg",
+    "chunked",
+    "req",
+    "response_length",
+    "sent",
+    "sock",
+    "write",
+)
 
 
 class RequestBody(Body):
@@ -88,6 +99,7 @@ def install(module: ModuleType, replacements: Replacements) -> None:
     """Take over ``Response.write_file``."""
     response = module.Response
     original = replacements.original(response, "write_file", "self", "respiter")
+    replacements.require(response, *_NEEDED)
 
     @functools.wraps(original)
     def write_file(self: Any, respiter: Any) -> None:
@@ -108,27 +120,17 @@ def _takes(response: Any, wrapper: Any) -> bool:
         return False
     if getattr(response, "_omits_body", response.req.method == "HEAD"):
         return False
-    if response.response_length is not None and response.response_length <= SMALL:
-        return False
-    return can_splice(under, response.sock)
+    return is_worthwhile(under, response.sock, response.response_length)
 
 
 def _send_file(response: Any, under: Any) -> None:
-    if hasattr(under, "read1"):
-        # Before the head goes out: until then an error can still become an answer of its own.
-        first = under.read1(FIRST_BLOCK)
-        response.write(first)
-        if not first:
-            return
-    response.send_headers()
-    sock, length = response.sock, response.response_length
-    count = None if length is None else max(length - response.sent, 0)
-    sink = ChunkedSink(sock) if response.chunked else sock
-    transfer = Transfer(under, sink, count)
+    first = first_block(under)
+    response.write(first)
+    if not first:
+        return
+    length = response.response_length
+    sender = BodySender(response.sock, response.chunked)
     try:
-        transfer.run()
+        sender.send(under, None if length is None else max(length - response.sent, 0))
     finally:
-        response.sent += transfer.moved
-        del transfer  # what is raised refers to this frame, and the transfer to what is raised
-    if response.chunked:
-        sock.sendall(sink.take_line_break())
+        response.sent += sender.moved

@@ -9,13 +9,17 @@ from typing import Any, Final
 
 from gsplice import _body
 from gsplice._body import Body
-from gsplice._chunked import LAST_CHUNK, ChunkedSink
+from gsplice._body_sender import BodySender
+from gsplice._chunked import LAST_CHUNK
 from gsplice._gevent import GeventSocket
 from gsplice._recognition import is_real_stream_socket
 from gsplice.takeover._replacements import Replacements
-from gsplice.transfer import can_splice, copy
+from gsplice.transfer import can_splice
 
 MODULE: Final = "http.client"
+
+#: What is used of a connection besides the methods that are replaced.
+_NEEDED: Final = ("sock", "auto_open", "connect", "debuglevel", "_buffer", "_http_vsn")
 
 #: Bytes to read at once where they cannot be spliced.
 _BLOCK: Final = 16 * 1024
@@ -58,6 +62,7 @@ _body.unwrap("urllib.error.HTTPError", "fp")
 def install(module: ModuleType, replacements: Replacements) -> None:
     """Take over ``HTTPConnection.send`` and what ``request`` sends a body with."""
     connection = module.HTTPConnection
+    replacements.require(connection, *_NEEDED)
     _install_send(connection, replacements)
     _install_send_output(connection, replacements)
 
@@ -101,15 +106,12 @@ def _install_send_output(connection: Any, replacements: Replacements) -> None:
 def _send_body(connection: Any, body: Any, in_chunks: bool) -> None:
     sock = connection.sock
     sys.audit("http.client.send", connection, body)
-    if not in_chunks:
-        copy(body, sock)
-    elif is_real_stream_socket(sock):
-        sink = ChunkedSink(sock)
-        copy(body, sink)
-        connection.send(sink.take_line_break() + LAST_CHUNK)
-    else:  # from a socket, over TLS
+    if in_chunks and not is_real_stream_socket(sock):  # from a socket, over TLS
         while data := body.recv(_BLOCK):
             connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+    else:
+        BodySender(sock, in_chunks).send(body)
+    if in_chunks:
         connection.send(LAST_CHUNK)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gsplice import _body
 from gsplice._body import Body
-from gsplice._wsgi import FILE_WRAPPER, send_file
+from gsplice._pywsgi import FILE_WRAPPER, NEEDED, send_file
 from gsplice.takeover._replacements import Replacements
 
 MODULE: Final = "gevent.pywsgi"
@@ -53,6 +53,7 @@ def install(module: ModuleType, replacements: Replacements) -> None:
     handler = module.WSGIHandler
     original_environ = replacements.original(handler, "get_environ", "self")
     original_result = replacements.original(handler, "process_result", "self")
+    replacements.require(handler, *NEEDED)
 
     @functools.wraps(original_environ)
     def get_environ(self: Any) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""What handlers of `gevent.pywsgi` do with a file wrapper, which is the standard library's.
+
+Invariant: what goes out is what the server itself would have sent for the same result, but for
+two things which it leaves to the application: no byte follows the last one that Content-Length
+allows, and none at all the head of an answer that has no body.
+
+Invariant: the head waits for the first block, as it does in the server's own loop: until then an
+error can still become an answer of its own. The two go out together, where a client that delays
+its acknowledgements would else delay the second (RFC 1122, 4.2.3.2 and 4.2.3.4).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Final
+from wsgiref.util import FileWrapper
+
+from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP
+
+from gsplice import _body, _kernel
+from gsplice._body_sender import BodySender
+from gsplice._chunked import LAST_CHUNK
+from gsplice._recognition import is_regular_file
+from gsplice._wsgi import first_block, is_worthwhile
+
+#: Its key in the environment, and what an application finds there.
+FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
+
+#: What `send_file` uses of a handler.
+NEEDED: Final = (
+    *("socket", "result", "command", "status", "code", "close_connection", "write", "_sendall"),
+    *("headers_sent", "provided_content_length", "response_use_chunked", "response_length"),
+)
+
+_TCP_FAMILIES: Final = (AF_INET, AF_INET6)
+_WITHOUT_BODY: Final = (204, 304)
+
+_body.unwrap("wsgiref.util.FileWrapper", "filelike")
+
+
+def send_file(handler: Any) -> bool:
+    """Send the result of *handler*'s application if it is a file wrapper; else return False."""
+    under = _body.wrapped(handler.result)
+    if under is handler.result or hasattr(handler.result, "read"):
+        return False  # what can be read is no file wrapper, but an HTTPError, say: it has lines
+    if handler.headers_sent or not handler.status:  # write() was used, or nothing at all
+        return False
+    if handler.command == "HEAD" or handler.code in _WITHOUT_BODY:
+        handler.write(b"")
+        return True
+    left = _content_length(handler)
+    if is_worthwhile(under, handler.socket, left):
+        left = _send_spliced(handler, under, left)
+    else:
+        left = _send_blocks(handler, left)
+    if handler.response_use_chunked:
+        handler._sendall(LAST_CHUNK)
+    elif left:
+        handler.close_connection = True  # nothing else could tell the client
+    return True
+
+
+def _content_length(handler: Any) -> int | None:
+    try:
+        return max(int(handler.provided_content_length), 0)
+    except (TypeError, ValueError):  # there is none, or it is the client's to refuse
+        return None
+
+
+def _send_blocks(handler: Any, left: int | None) -> int | None:
+    """Send what the wrapper gives, at most *left* bytes; return how many are missing."""
+    for block in handler.result:
+        if left == 0:
+            break  # it has been asked once more, and so has met its end
+        left = _write(handler, block, left)
+    if not handler.headers_sent:
+        handler.write(b"")
+    return left
+
+
+def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
+    """Send what *under* has in the kernel, at most *left* bytes; return how many are missing."""
+    if is_regular_file(under):
+        with _joined(handler.socket):
+            handler.write(b"")
+            return _send_rest(handler, under, left)
+    first = first_block(under)
+    left = _write(handler, first, left)
+    return _send_rest(handler, under, left) if first else left
+
+
+def _write(handler: Any, block: bytes, left: int | None) -> int | None:
+    """Write *block*, and the head before it where it is the first; return what *left* becomes."""
+    if left is not None:
+        block = block[:left]
+        left -= len(block)
+    if handler.headers_sent:
+        handler.write(block)
+    else:
+        with _joined(handler.socket):
+            handler.write(block)
+    return left
+
+
+def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
+    sender = BodySender(handler.socket, handler.response_use_chunked)
+    try:
+        sender.send(under, left)
+    except OSError as error:
+        if sender.undelivered or is_regular_file(under):
+            _lost_client(handler, error)
+        raise
+    finally:
+        handler.response_length += sender.moved + sender.framing
+    return None if left is None else left - sender.moved
+
+
+def _lost_client(handler: Any, error: OSError) -> None:
+    """Have the log say what it says where the server's own ``sendall`` fails."""
+    handler.status = f"socket error: {error}"
+    if handler.code > 0:
+        handler.code = -handler.code
+
+
+@contextlib.contextmanager
+def _joined(sock: Any) -> Iterator[None]:
+    """Have what is sent meanwhile go out in segments that are as full as can be (tcp(7))."""
+    cork = _kernel.TCP_CORK
+    if cork is None or sock.family not in _TCP_FAMILIES or sock.getsockopt(IPPROTO_TCP, cork):
+        yield
+        return
+    sock.setsockopt(IPPROTO_TCP, cork, 1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may be closed by now
+            sock.setsockopt(IPPROTO_TCP, cork, 0)
