@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -148,8 +149,65 @@ def test_a_library_that_is_not_as_expected_is_left_alone_and_counted(
     getattr(gsplice, f"patch_{name}")()
     assert dict(vars(owner)) == before
     assert sum(gsplice.stats().fallbacks.values()) == counted + 1
+    assert not gsplice.is_patched(name)
     gsplice.unpatch_all()
     assert dict(vars(owner)) == before
+
+
+class Elsewhere:
+    """A response of a gunicorn that keeps its count of bytes elsewhere."""
+
+    def __init__(self, req: Any, sock: Any, cfg: Any) -> None:
+        self.req, self.sock, self.cfg = req, sock, cfg
+        self.chunked, self.response_length = False, None
+        self.count = 0
+
+    def write(self, arg: bytes) -> None:
+        """Write."""
+
+    def can_sendfile(self) -> bool:
+        """Say so."""
+        return True
+
+    def write_file(self, respiter: Any) -> None:
+        """Write the blocks."""
+
+
+def test_a_library_that_has_moved_what_is_used_besides_is_left_alone_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import http.client
+
+    import gunicorn.http.wsgi
+
+    monkeypatch.delattr(pywsgi.WSGIHandler, "_sendall")
+    monkeypatch.delattr(pywsgi.WSGIHandler, "__init__")
+    monkeypatch.delattr(http.client.HTTPConnection, "auto_open")
+    monkeypatch.setattr(gunicorn.http.wsgi, "Response", Elsewhere)
+    before = everything()
+    counted = sum(gsplice.stats().fallbacks.values())
+    gsplice.patch_all(socket=False, shutil=False)
+    assert changed(before, everything()) == set()
+    assert sum(gsplice.stats().fallbacks.values()) == counted + 3
+    assert not any(map(gsplice.is_patched, NAMES))
+
+
+def find_before_the_import() -> None:
+    """Ask where a library is that is taken over later, in a process of its own."""
+    gsplice.patch_all()
+    spec = importlib.util.find_spec("gunicorn.http.wsgi")
+    assert spec is not None
+    loader: Any = spec.loader
+    assert loader.get_code("gunicorn.http.wsgi").co_filename == spec.origin
+    assert "class Response" in loader.get_source("gunicorn.http.wsgi")
+    assert not loader.is_package("gunicorn.http.wsgi")
+    assert "gunicorn.http.wsgi" not in sys.modules
+    gsplice.unpatch_all()
+    print("found")
+
+
+def test_a_library_can_be_looked_for_before_it_is_imported() -> None:
+    assert run_alone(find_before_the_import) == "found\n"
 
 
 # The plugin, as gevent finds it in an installed package.

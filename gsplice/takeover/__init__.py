@@ -99,6 +99,8 @@ def unpatch_all() -> None:
 def is_patched(name: str) -> bool:
     """Return whether the takeover *name* (a keyword of `patch_all`) is on.
 
+    It is where its library is not imported yet, and is not where the library was left alone.
+
     :raises ValueError: where there is no takeover of that name.
     """
     if name not in _TAKEOVERS:
@@ -117,6 +119,7 @@ def _patch(name: str) -> None:
             takeover.install(module, replacements)
         except (NotAsExpected, AttributeError):
             replacements.undo()
+            del _on[name]
             _account.fell_back(f"{takeover.MODULE} is not as expected")
 
     when_imported(takeover.MODULE, install)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 Callback = Callable[[ModuleType], None]
 
@@ -50,21 +50,20 @@ class _Finder(MetaPathFinder):
             spec: ModuleSpec | None = find and find(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, self.waiting)
+                    spec.loader = cast(Loader, _Loader(spec.loader, self.waiting))
                 return spec
         return None
 
 
-class _Loader(Loader):
-    """Loads as another loader does, and tells when that is done."""
+class _Loader:
+    """Stands for another loader, and tells when that has loaded the module."""
 
     def __init__(self, loader: Any, waiting: dict[str, Callback]) -> None:
         self._loader = loader
         self._waiting = waiting
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self._loader.create_module(spec)
-        return module
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def exec_module(self, module: ModuleType) -> None:
         # Whoever asks the module for its loader (for its resources, say) gets the real one.
