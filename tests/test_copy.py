@@ -22,6 +22,7 @@ from peers import (
     Pairs,
     Spawn,
     pattern,
+    peeked,
     receive,
     send_and_end,
     tls_contexts,
@@ -548,6 +549,26 @@ def test_count_of_nothing_leaves_a_file_where_it_is(
         if "+" in mode:
             assert gsplice.copy(source, file, 0) == 0
             assert file.tell() == 11
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_count_of_nothing_leaves_what_is_buffered_where_it_is(
+    line: MakeLine, tmp_path: Path, mode: str
+) -> None:
+    _, source, sink, backend = line()
+    (tmp_path / "source").write_bytes(DATA)
+    with (
+        open(tmp_path / "source", "rb") as file,
+        open(tmp_path / "sink", "wb") as sink_file,
+        sink.makefile("wb") as writer,
+    ):
+        for buffering in (sink_file, writer):
+            buffering.write(b"buffered")
+            for thing in (source, file, io.BytesIO(DATA)):
+                assert gsplice.copy(thing, buffering, 0, mode=mode) == 0
+                assert gsplice.Transfer(thing, buffering, 0, mode=mode).start().get(timeout=5) == 0
+        assert peeked(backend) == (tmp_path / "sink").read_bytes() == b""
+    assert receive(backend, 8) == (tmp_path / "sink").read_bytes() == b"buffered"
 
 
 class Whole:
