@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import http.client
 import os
 import resource
 import subprocess
@@ -259,8 +260,39 @@ def fork_and_use_in_the_child() -> None:
         sock.close()
 
 
+def fork_with_a_body_under_way() -> None:
+    """A parent that sends a body on, which is its and not the child's (for a test below)."""
+    body = pattern(MORE_THAN_BUFFERS)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    ends, _ = line_with_client_in_thread(head + body)
+    response = http.client.HTTPResponse(ends.source)
+    response.begin()
+    transfer = gsplice.Transfer(response, ends.sink, idle_timeout=5).start()
+    wait_until(lambda: waits_to_write(ends.sink))
+    moved, length = transfer.moved, response.length
+
+    def run_the_hub() -> None:
+        assert gsplice.stats().active == 0
+        gevent.sleep(0.2)
+        assert (transfer.moved, transfer.ready(), response.length) == (moved, False, length)
+
+    wait = in_child(run_the_hub, fork_gevent)
+    assert receive(ends.backend, len(body)) == body
+    assert transfer.get() == len(body)
+    assert response.isclosed()
+    wait()
+    for sock in ends:
+        sock.close()
+
+
 @pytest.mark.parametrize(
-    "program", [fork_with_idle_pipes, fork_with_transfers_under_way, fork_and_use_in_the_child]
+    "program",
+    [
+        fork_with_idle_pipes,
+        fork_with_transfers_under_way,
+        fork_with_a_body_under_way,
+        fork_and_use_in_the_child,
+    ],
 )
 def test_fork(program: Callable[[], None]) -> None:
     # That the process has threads is no news: the hub's own.
