@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gsplice import _options, _recognition
+from gsplice._direction import Direction
 from gsplice._gevent import GeventSocket
 from gsplice._task import Task
 from gsplice._watchdog import Watchdog
@@ -51,8 +52,8 @@ class Relay(Task):
         self._ends: tuple[Any, ...] = sockets  # until it begins
         self._over = False
         self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
-        self.up: Transfer = _Leg(self, a, sockets[1], mode, moderation)
-        self.down: Transfer = _Leg(self, b, sockets[0], mode, moderation)
+        self.up: _Leg = _Leg(self, a, sockets[1], mode, moderation)
+        self.down: _Leg = _Leg(self, b, sockets[0], mode, moderation)
 
     @property
     def moved(self) -> int:
@@ -95,7 +96,7 @@ class Relay(Task):
             if not self._over:
                 leg.start()
 
-    def _fail(self, error: BaseException, rescued: Transfer | None = None) -> None:
+    def _fail(self, error: BaseException, rescued: _Leg | None = None) -> None:
         if self._over:
             return
         self._over = True
@@ -121,7 +122,7 @@ class Relay(Task):
         for leg in (self.up, self.down):
             leg._stop()
 
-    def leg_ended(self, leg: Transfer, error: BaseException | None) -> None:
+    def leg_ended(self, leg: _Leg, error: BaseException | None) -> None:
         """Take note that a direction has ended; pass the end of file on, or end both."""
         if self._over:
             return
@@ -151,6 +152,12 @@ class _Leg(Transfer):
         """Have the relay's idle time-out kept; it counts the bytes of both directions."""
         if self._relay is not None and self._relay._watchdog is not None:
             self._engine.watch_over(self._relay._watchdog)
+
+    def take_what_has_come(self) -> None:
+        """Move what the source's kernel has received already, as far as it goes without a wait."""
+        self.start()
+        assert isinstance(self._engine, Direction)
+        self._engine.take_what_has_come()
 
     def ended(self, error: BaseException | None) -> None:
         """Take note of the engine's end, and tell the relay."""

@@ -88,11 +88,6 @@ class Transfer(Task):
             self.stop()
             del self  # what is raised refers to this frame, and the transfer to what is raised
 
-    def take_what_has_come(self) -> None:
-        """Move what the source's kernel has received already, as far as it goes without a wait."""
-        self.start()
-        self._engine.take_what_has_come()
-
     def _is_for_the_caller(self) -> bool:
         return self._idle_timeout is None and not self._started and not self.ready()
 
