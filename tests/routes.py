@@ -185,11 +185,11 @@ class TakingChunks(Taking):
 
     def end(self) -> bytes:
         """Return the body that has arrived, once nothing more will be sent."""
-        end = self.thing.take_line_break() + LAST_CHUNK
-        self.sink.sendall(end)
+        self.thing.end_chunk()
+        self.sink.sendall(LAST_CHUNK)
         wire = super().end()
         body = decoded(wire)
-        assert len(wire) == len(body) + self.thing.framing + len(end)
+        assert len(wire) == len(body) + self.thing.framing + len(LAST_CHUNK)
         return body
 
 

@@ -101,7 +101,7 @@ def test_an_exception_right_after_the_splice_of_a_chunk_does_not_have_it_sent_tw
         transfer = gsplice.Transfer(source, chunked, mode="splice").start()
         with pytest.raises(Interrupted):
             transfer.get(timeout=5)
-    sink.sendall(chunked.take_line_break())
+    chunked.end_chunk()
     sink.shutdown(socket.SHUT_WR)
     assert receive(backend) == b"5\r\nchunk\r\n"
 
