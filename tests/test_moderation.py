@@ -10,12 +10,14 @@ import time
 
 import gevent
 import pytest
-from faults import always, failing, injected
+from faults import Fault, always, failing, injected
 from gevent import socket
-from peers import Line, MakeLine, Pairs, Spawn, pattern, receive, send_and_end, wait_until
+from peers import Line, MakeLine, Pairs, Spawn, pattern, peeked, receive, send_and_end, wait_until
+from races import before_method
 
 import gsplice
 from gsplice import _gevent
+from gsplice._pump import Pump
 
 WRITE = 512
 #: Seconds, generous, so that what waits for the bound can be told from what does not.
@@ -168,6 +170,39 @@ def test_a_kernel_without_the_options_costs_no_transfer_and_leaves_the_users_mar
     assert mark(stream.line.source) == 300
     stream.line.sink.shutdown(socket.SHUT_WR)
     assert received.get() == stream.sent
+
+
+def test_an_error_of_the_kernel_when_the_bound_has_passed_takes_the_mark_away(
+    stream: Stream, spawn: Spawn
+) -> None:
+    received = spawn(receive, stream.line.backend)
+    second = Fault("setsockopt", failing(errno.ENOMEM), first=2)
+    with injected(second, sockets=[stream.line.source]):
+        transfer = gsplice.Transfer(
+            stream.line.source, stream.line.sink, moderation=LONG_BOUND
+        ).start()
+        stream.write_until_moderated()
+        stream.write(4)  # less than the mark, and enough for one of half the size
+        wait_until(lambda: second.reached)
+    assert mark(stream.line.source) == 1
+    stream.write(10)
+    stream.line.client.shutdown(socket.SHUT_WR)
+    assert transfer.get(timeout=5) == len(stream.sent)
+    stream.line.sink.shutdown(socket.SHUT_WR)
+    assert received.get() == stream.sent
+
+
+def test_a_stop_right_before_the_bound_has_passed_leaves_what_is_below_the_mark(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
+    before_method(monkeypatch, Pump, "on_due", transfer.stop)
+    stream.write_until_moderated()
+    stream.write(4)
+    wait_until(transfer.ready)
+    assert mark(stream.line.source) == 1
+    delivered = receive(stream.line.backend, transfer.moved)
+    assert delivered + transfer.undelivered + peeked(stream.line.source) == stream.sent
 
 
 def test_zero_turns_it_off(stream: Stream, spawn: Spawn) -> None:
