@@ -45,7 +45,9 @@ class Task(_Result):
     def stop(self) -> None:
         """End at once: `get` will raise `TransferStopped`. After the end it does nothing.
 
-        When this returns, nothing waits for the sockets any more, and others may use them.
+        When this returns, nothing waits for the sockets any more, and others may use them. Only
+        where the handler of a signal calls it in the middle of a step, it ends with that step,
+        right after the handler.
         """
         self._stop()
         self._join()
