@@ -356,6 +356,8 @@ class Pump(WatchingDirection):
         if self._pipe is not None:
             self._pipes.discard(self._pipe)
             self._pipe = None
+        # A signal handler may have forked, between two calls of a round that goes on in here.
+        del self._raw_source, self._sink
 
     def _release(self) -> None:
         super()._release()

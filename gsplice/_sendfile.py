@@ -54,6 +54,11 @@ class FileSender(WatchingDirection):
         except BaseException as error:
             self._failed(error)
 
+    def abandon(self) -> None:
+        """Move nothing any more, and tell nobody (in a forked child)."""
+        super().abandon()
+        del self._sink  # as in `Pump.abandon`
+
     def _begin(self) -> None:
         self._offset = self._file.tell()
         self._send_round()

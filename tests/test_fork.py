@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
-from forks import gsplices_pipes, in_child, line_with_client_in_thread, pipes_of
+from forks import ended_child, gsplices_pipes, in_child, line_with_client_in_thread, pipes_of
 from gevent import get_hub, socket
 from gevent.os import fork_and_watch, fork_gevent, waitpid
 from peers import (
     MORE_THAN_BUFFERS,
     Line,
     connected,
+    is_readable,
     pattern,
     receive,
     run_alone,
@@ -32,6 +34,7 @@ from peers import (
 )
 
 import gsplice
+from gsplice import _kernel
 
 # That the process has threads is no news: the hub's own.
 THREADS_ARE_NO_NEWS = "error,ignore::DeprecationWarning"
@@ -187,6 +190,82 @@ def generations() -> None:
 
 def test_a_forked_child_forks_in_its_turn() -> None:
     run_alone(generations, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+class Forks:
+    """Calls a function, and then forks, as a signal handler may."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.pid: int | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        result = self._function(*args)
+        if self.pid is None:
+            self.pid = os.fork()
+        return result
+
+
+class ForkingSource:
+    """The C socket under a source, which forks after its first ``recv_into``."""
+
+    def __init__(self, raw: Any) -> None:
+        self.recv_into = Forks(raw.recv_into)
+        self.fileno = raw.fileno
+
+
+class ForkingFile:
+    """A file that forks when its fd is first asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self.fileno = Forks(file.fileno)
+        self.tell, self.seek = file.tell, file.seek
+
+
+def between_recv_and_send(line: Line, data: bytes) -> tuple[gsplice.Transfer, Forks]:
+    send_and_end(line.client, data)
+    transfer = gsplice.Transfer(line.source, line.sink, mode="copy")
+    transfer._engine._raw_source = raw = ForkingSource(line.source._sock)
+    return transfer.start(), raw.recv_into
+
+
+def between_splices(line: Line, data: bytes) -> tuple[gsplice.Transfer, Forks]:
+    send_and_end(line.client, data)
+    original, _kernel.splice = _kernel.splice, Forks(_kernel.splice)
+    forking = _kernel.splice
+    transfer = gsplice.Transfer(line.source, line.sink, mode="splice").start()
+    _kernel.splice = original
+    return transfer, forking
+
+
+def before_sendfile(line: Line, data: bytes) -> tuple[gsplice.Transfer, Forks]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+    file.write(data)
+    file.seek(0)
+    transfer = gsplice.Transfer(file, line.sink)
+    transfer._engine._file = forking = ForkingFile(file)
+    transfer.rawlink(lambda _: file.close())
+    return transfer.start(), forking.fileno
+
+
+def forked_between_two_system_calls() -> None:
+    """A child that goes on where its parent was, in the middle of a round (for the test below)."""
+    line, data = Line(*connected("unix"), *connected("unix")), pattern(10_000, 7)
+    begin = {way.__name__: way for way in (between_recv_and_send, between_splices, before_sendfile)}
+    transfer, forking = begin[os.environ["WAY"]](line, data)
+    if forking.pid == 0:
+        os._exit(0 if gsplice.stats() == (0, 0, 0, 0, 0, {}) else 1)
+    assert forking.pid is not None
+    wait_until(lambda: ended_child(forking.pid) == (forking.pid, 0))
+    assert transfer.get(timeout=20) == len(data)
+    assert receive(line.backend, len(data)) == data
+    assert not is_readable(line.backend), "the child has sent as well"
+    close(*line)
+
+
+@pytest.mark.parametrize("way", ["between_recv_and_send", "between_splices", "before_sendfile"])
+def test_a_fork_by_a_signal_handler_in_the_middle_of_a_round_sends_nothing_twice(way: str) -> None:
+    run_alone(forked_between_two_system_calls, WAY=way, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
 
 
 # Threads.
