@@ -109,13 +109,16 @@ class MethodCopy(Direction):
             count = self._sink.give(self._chunk)
             self._chunk = self._chunk[count:]
             self._accepted(count)
-            if self._is_over():
-                _account.moved_late(count)
         if self._is_over():  # ended while a method was at work: what it did counts
             self.undelivered = self._take_back()
 
     def _is_over(self) -> bool:
         return self._owner is None
+
+    def _accepted(self, count: int) -> None:
+        super()._accepted(count)
+        if self._is_over():  # ended meanwhile, and counted
+            _account.moved_late(count)
 
     def _let_others_run(self) -> None:
         now = time.monotonic()
