@@ -168,6 +168,12 @@ class Transfers(RuleBasedStateMachine):
         _way(connection, is_up).writer.drip(times, size)
         self._pass(passes)
 
+    @rule(connection=connections, is_up=st.booleans())
+    def flood(self, connection: Connection, is_up: bool) -> None:
+        """Have a peer send more than small buffers and a pipe hold, and let it get there."""
+        _way(connection, is_up).writer.write([4_000_037])
+        self._pass(50)
+
     @rule(connection=connections, is_up=st.booleans(), seconds=_moments)
     def pause(self, connection: Connection, is_up: bool, seconds: float) -> None:
         """Have a peer send nothing for a while, though there is more to come."""
@@ -278,7 +284,7 @@ class Transfers(RuleBasedStateMachine):
         try:
             for number, connection in enumerate(self._all):
                 if not connection.is_settled:
-                    self._settle(connection, naturally=bool(number % 2))
+                    self._settle(connection, naturally=number % 2 == 0)
             self._check_figures()
         finally:
             self._deadline.close()

@@ -24,6 +24,9 @@ BEFORE = pattern(1500, 77)
 class SourceEnd:
     """A source: a socket or something on one, which its peer feeds."""
 
+    ahead = 0
+    """Bytes that were read from the socket before a transfer began."""
+
     def __init__(self, thing: Any, sock: socket.socket, peer: socket.socket) -> None:
         self.thing = thing
         self.socket = sock
@@ -61,8 +64,21 @@ class ReaderEnd(SourceEnd):
         return data
 
 
+class AheadReaderEnd(ReaderEnd):
+    """A reader that has some of the bytes in its buffer when the transfer begins."""
+
+    def feed(self, spawn: Spawn, data: bytes, ends: bool = True) -> None:
+        """Have *data* come, the first of it into the buffer."""
+        self.peer.sendall(data[:2000])
+        if data:
+            self.ahead = len(self.thing.peek(1))
+        super().feed(spawn, data[2000:], ends)
+
+
 class FileSourceEnd(SourceEnd):
     """Something that has all its bytes from the beginning."""
+
+    ahead = 0
 
     def __init__(self, thing: Any, write: Callable[[bytes], Any]) -> None:
         self.thing = thing
@@ -183,11 +199,11 @@ def _socket_source(kind: str, own: bool = False) -> MakeEnd:
     return make
 
 
-def _reader(kind: str) -> MakeEnd:
+def _reader(kind: str, make_end: type[ReaderEnd] = ReaderEnd) -> MakeEnd:
     def make(pairs: Pairs, directory: Directory) -> Iterator[SourceEnd]:
         peer, sock = pairs(kind)
         with sock.makefile("rb") as reader:
-            yield ReaderEnd(reader, sock, peer)
+            yield make_end(reader, sock, peer)
 
     return make
 
@@ -265,6 +281,7 @@ SOURCES: dict[str, Kind] = {
     "TLS": Kind(_socket_source("tls"), is_socket=True, is_fd=False),
     "own recv": Kind(_socket_source("tcp", own=True), is_socket=True, is_fd=False),
     "reader": Kind(_reader("tcp")),
+    "reader with bytes": Kind(_reader("tcp", AheadReaderEnd)),
     "TLS reader": Kind(_reader("tls"), is_fd=False),
     "file": Kind(_file_source, is_live=False, is_file=True),
     "object": Kind(_object_source, is_live=False, is_fd=False),
@@ -283,7 +300,8 @@ SINKS: dict[str, Kind] = {
 #: Each source, each sink and each engine, with each that behaves in another way beside it.
 PAIRS = (
     *(("TCP", "TCP"), ("TCP6", "TCP6"), ("unix", "unix"), ("TCP", "unix"), ("unix", "TCP")),
-    *(("reader", "writer"), ("TCP", "file"), ("unix", "file"), ("TCP", "file to append to")),
+    *(("reader", "writer"), ("reader with bytes", "TCP"), ("reader with bytes", "object")),
+    *(("TCP", "file"), ("unix", "file"), ("TCP", "file to append to")),
     *(("file", "TCP"), ("file", "TCP6"), ("file", "unix"), ("file", "writer")),
     *(("TLS", "TLS"), ("TLS", "TCP"), ("TCP", "TLS"), ("TLS", "file"), ("file", "TLS")),
     *(("TLS reader", "TCP"), ("own recv", "TCP"), ("unix", "own send"), ("TCP", "object")),

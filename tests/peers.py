@@ -110,6 +110,16 @@ def send_and_end(sock: socket.socket, data: bytes) -> None:
     sock.shutdown(socket.SHUT_WR)
 
 
+def send_script(sock: socket.socket, script: tuple[bytes, ...]) -> None:
+    """Send the parts of *script* with an urgent byte between each two, and the end."""
+    for number, part in enumerate(script):
+        if number:
+            sock.send(b"!", socket.MSG_OOB)
+        if part:
+            sock.sendall(part)
+    sock.shutdown(socket.SHUT_WR)
+
+
 def send_back(sock: socket.socket, _: Any) -> None:
     """Serve an echo, as a handler of a StreamServer."""
     while data := sock.recv(65536):

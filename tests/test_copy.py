@@ -482,44 +482,6 @@ def test_any_source_into_any_sink(
         assert (gsplice.stats().spliced > before) is expected
 
 
-SHORT_LIST = ["TCP", "TLS", "reader with bytes", "file", "BytesIO", "only read"]
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 100_000, len(DATA) - 1, len(DATA), len(DATA) + 1])
-@pytest.mark.parametrize("sink_kind", ["TCP", "file", "BytesIO"])
-@pytest.mark.parametrize("source_kind", SHORT_LIST)
-def test_count_is_the_most_that_is_moved_and_the_rest_stays(
-    pairs: Pairs, tmp_path: Path, spawn: Spawn, source_kind: str, sink_kind: str, count: int
-) -> None:
-    expected = min(count, len(DATA))
-    make_sink = {"TCP": counted_socket_sink(expected), "file": counted_file_sink}.get(sink_kind)
-    with (
-        SOURCES[source_kind](pairs, tmp_path, spawn) as source,
-        (make_sink or bytes_io_sink)(pairs, tmp_path, spawn) as (sink, got),
-    ):
-        assert gsplice.copy(source, sink, count) == expected
-        assert got() == DATA[:expected]
-        rest = gsplice.copy(source, rest_sink := io.BytesIO())
-        assert rest == len(DATA) - expected
-        assert rest_sink.getvalue() == DATA[expected:]
-
-
-def counted_socket_sink(count: int) -> Kind:
-    @contextlib.contextmanager
-    def make(pairs: Pairs, path: Path, spawn: Spawn) -> Source:
-        sink, backend = pairs()
-        received = spawn(receive, backend, count)
-        yield sink, received.get
-
-    return make
-
-
-@contextlib.contextmanager
-def counted_file_sink(pairs: Pairs, path: Path, spawn: Spawn) -> Source:
-    with open(path / "sink", "wb") as file:
-        yield file, (path / "sink").read_bytes
-
-
 def test_count_of_nothing_asks_nothing_of_the_source(line: MakeLine) -> None:
     _, source, sink, _ = line()
     assert gsplice.copy(source, sink, 0) == 0  # and does not wait for the source
@@ -599,20 +561,6 @@ def test_echo(pairs: Pairs, spawn: Spawn, kind: str, mode: str, count: int | Non
         count = expected
     assert gsplice.copy(sock, sock, count, mode=mode) == expected
     assert received.get() == DATA[:expected]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_neither_end_is_shut_down_or_closed(line: MakeLine, mode: str) -> None:
-    client, source, sink, backend = line()
-    send_and_end(client, b"hello")
-    assert gsplice.copy(source, sink, mode=mode) == 5
-    assert receive(backend, 5) == b"hello"
-    sink.sendall(b" and more")
-    assert receive(backend, 9) == b" and more"
-    source.sendall(b"answer")
-    assert receive(client, 6) == b"answer"
-    backend.sendall(b"question")
-    assert receive(sink, 8) == b"question"
 
 
 def test_reader_is_left_for_its_owner_to_go_on(line: MakeLine, spawn: Spawn) -> None:

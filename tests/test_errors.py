@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from gevent import get_hub, socket
 from gevent.exceptions import InvalidThreadUseError
+from mishaps import MISHAPS, described
 from peers import (
     MODES,
-    Line,
     MakeLine,
     Pairs,
     Spawn,
@@ -27,12 +27,10 @@ from peers import (
     pattern,
     peeked,
     plain_loop,
-    poll,
     receive,
     reset,
     run_alone,
     send_and_end,
-    wait_until,
     waits_to_read,
 )
 
@@ -402,113 +400,6 @@ def test_socket_of_another_threads_hub() -> None:
     run_alone(use_socket_of_another_thread)
 
 
-# What goes wrong on the way is what a loop of recv and sendall would have raised. Each scenario
-# brings its line to where the error is certain, before or while *move* is at work.
-
-
-def source_was_reset(ends: Line, spawn: Spawn) -> None:
-    reset(ends.client)
-    wait_until(lambda: poll(ends.source) & 0x8)  # POLLERR
-
-
-def source_is_reset_while_idle(ends: Line, spawn: Spawn) -> None:
-    def strike() -> None:
-        wait_until(lambda: waits_to_read(ends.source))
-        reset(ends.client)
-
-    spawn(strike)
-
-
-def source_is_reset_after_bytes(ends: Line, spawn: Spawn) -> None:
-    def strike() -> None:
-        ends.client.sendall(pattern(300_000))
-        receive(ends.backend, 300_000)
-        reset(ends.client)
-
-    spawn(strike)
-
-
-def sink_was_reset(ends: Line, spawn: Spawn) -> None:
-    ends.client.sendall(b"hello")
-    reset(ends.backend)
-    wait_until(lambda: poll(ends.sink) & 0x8)
-
-
-def sink_was_reset_before_a_stream(ends: Line, spawn: Spawn) -> None:
-    spawn(error_of, ends.client.sendall, pattern(1_000_000))
-    reset(ends.backend)
-    wait_until(lambda: poll(ends.sink) & 0x8)
-
-
-def sink_was_shut_down(ends: Line, spawn: Spawn) -> None:
-    ends.client.sendall(b"hello")
-    ends.sink.shutdown(socket.SHUT_WR)
-
-
-def sink_was_shut_down_before_a_stream(ends: Line, spawn: Spawn) -> None:
-    spawn(error_of, ends.client.sendall, pattern(1_000_000))
-    ends.sink.shutdown(socket.SHUT_WR)
-
-
-def source_was_shut_down(ends: Line, spawn: Spawn) -> None:
-    ends.source.shutdown(socket.SHUT_RD)
-
-
-SCENARIOS = {
-    function.__name__.replace("_", " "): function
-    for function in (
-        source_was_reset,
-        source_is_reset_while_idle,
-        source_is_reset_after_bytes,
-        sink_was_reset,
-        sink_was_reset_before_a_stream,
-        sink_was_shut_down,
-        sink_was_shut_down_before_a_stream,
-        source_was_shut_down,
-    )
-}
-
-
-def described(error: BaseException | None) -> tuple[Any, ...]:
-    """Return what a caller can tell about *error*."""
-    return (type(error), getattr(error, "errno", None), str(error))
-
-
-@pytest.mark.parametrize("kind", ["tcp", "tcp6"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_same_error_as_from_a_plain_loop(
-    line: MakeLine, spawn: Spawn, name: str, mode: str, kind: str
-) -> None:
-    found = []
-    for move in (plain_loop, lambda *ends: gsplice.copy(*ends, mode=mode)):
-        ends = line(kind)
-        SCENARIOS[name](ends, spawn)
-        found.append(described(error_of(move, ends.source, ends.sink)))
-    assert found[0] == found[1]
-    if "source was shut" not in name:
-        assert issubclass(found[1][0], ConnectionError)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_same_error_as_from_a_plain_loop_where_a_unix_peer_is_gone(
-    line: MakeLine, spawn: Spawn, mode: str
-) -> None:
-    for strike in ("backend closes", "client closes with bytes unread"):
-        found = []
-        for move in (plain_loop, lambda *ends: gsplice.copy(*ends, mode=mode)):
-            ends = line("unix")
-            if strike == "backend closes":
-                ends.client.sendall(b"hello")
-                ends.backend.close()
-            else:
-                ends.source.sendall(b"unread")
-                ends.client.close()
-            found.append(described(error_of(move, ends.source, ends.sink)))
-        assert found[0] == found[1]
-        assert issubclass(found[1][0], ConnectionError)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", ["source", "sink"])
 def test_same_error_as_from_a_plain_loop_for_a_socket_that_is_not_connected(
@@ -526,35 +417,17 @@ def test_same_error_as_from_a_plain_loop_for_a_socket_that_is_not_connected(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if "source was shut" not in name])
+@pytest.mark.parametrize("name", [name for name in MISHAPS if "source was shut" not in name])
 def test_error_in_one_direction_ends_a_relay_and_is_raised(
     line: MakeLine, spawn: Spawn, name: str, mode: str
 ) -> None:
     ends = line()
-    SCENARIOS[name](ends, spawn)
+    MISHAPS[name](ends, spawn)
     error = error_of(gsplice.relay, ends.source, ends.sink, mode=mode)
     assert isinstance(error, ConnectionError)
     assert ends.source.fileno() >= 0
     assert ends.sink.fileno() >= 0
     assert gsplice.stats().active == 0
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [5, 300_000])
-def test_what_a_broken_sink_has_not_accepted_is_kept(
-    line: MakeLine, spawn: Spawn, mode: str, size: int
-) -> None:
-    ends = line()
-    data = pattern(size)
-    sender = spawn(send_and_end, ends.client, data)
-    ends.sink.shutdown(socket.SHUT_WR)
-    transfer = gsplice.Transfer(ends.source, ends.sink, mode=mode).start()
-    with pytest.raises(BrokenPipeError):
-        transfer.get()
-    assert transfer.moved == 0
-    assert transfer.undelivered
-    assert transfer.undelivered + receive(ends.source) == data
-    sender.get()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 from model import Transfers
 
-from gsplice import _account
 from gsplice._methods import MethodCopy
 from gsplice._pipe import Pipe, PipePool
 from gsplice._pump import Pump
@@ -55,7 +54,6 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
     "a pipe with bytes is lent again": (PipePool, "discard", keep_pipe_whatever_it_holds),
     "what could not be sent is lost": (MethodCopy, "_take_back", lambda engine: b""),
     "an end is never told": (Pump, "_finish", lambda engine: None),
-    "a byte more is counted": (_account, "moved_late", lambda count: None),
 }
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 
 import gevent
-import pytest
 from gevent import get_hub, monkey
 from peers import (
-    MODES,
     MORE_THAN_BUFFERS,
     MakeLine,
     Spawn,
@@ -49,23 +47,6 @@ def test_process_begins_with_nothing() -> None:
     run_alone(begin_with_nothing)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_byte_is_spliced_or_copied(line: MakeLine, spawn: Spawn, mode: str) -> None:
-    client, source, sink, backend = line()
-    before = gsplice.stats()
-    spawn(send_and_end, client, DATA)
-    spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink, mode=mode).start()
-    assert transfer.get() == len(DATA)
-    spliced, copied = moved_since(before)
-    assert spliced + copied == len(DATA)
-    assert spliced == transfer.spliced
-    if mode == "copy":
-        assert spliced == 0
-    else:
-        assert spliced > copied
-
-
 def test_bytes_count_while_a_transfer_runs(line: MakeLine) -> None:
     client, source, sink, backend = line()
     before = gsplice.stats()
@@ -91,20 +72,6 @@ def test_active_transfers(line: MakeLine) -> None:
     transfer.get()
     assert gsplice.stats().active == 2
     relays[1].stop()
-    assert gsplice.stats().active == 0
-
-
-@pytest.mark.parametrize("kind", ["tcp", "tls"])
-def test_failed_and_stopped_transfers_count_what_they_moved(
-    line: MakeLine, spawn: Spawn, kind: str
-) -> None:
-    ends = line(kind)
-    before = gsplice.stats()
-    spawn(error_of, ends.client.sendall, bytes(MORE_THAN_BUFFERS))
-    transfer = gsplice.Transfer(ends.source, ends.sink).start()
-    wait_until(lambda: waits_to_write(ends.sink))
-    transfer.stop()
-    assert sum(moved_since(before)) == transfer.moved > 0
     assert gsplice.stats().active == 0
 
 

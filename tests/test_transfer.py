@@ -416,12 +416,3 @@ def test_moved_counts_what_the_sink_has_accepted(line: MakeLine, mode: str) -> N
     assert (transfer.moved, transfer.undelivered) == (0, b"")
     transfer.stop()
     assert (transfer.moved, transfer.undelivered) == (0, b"hello")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_count_that_is_left_on_the_source(line: MakeLine, spawn: Spawn, mode: str) -> None:
-    ends = line()
-    spawn(send_and_end, ends.client, pattern(100_000))
-    assert gsplice.Transfer(ends.source, ends.sink, 70_001, mode=mode).start().get() == 70_001
-    assert receive(ends.backend, 70_001) == pattern(100_000)[:70_001]
-    assert receive(ends.source) == pattern(100_000)[70_001:]

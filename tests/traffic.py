@@ -425,6 +425,7 @@ class Session:
         self._connection._counts[self._outcome()] += 1
         for way, transfer in transfers:
             assert transfer is not None
+            self._connection._counts["bytes in hand at an end"] += bool(transfer.undelivered)
             self._check_count(transfer)
             if transfer.successful() and way not in resent and transfer.moved != self._limit():
                 assert way.is_at_its_end() or self._connection.is_troubled, "a false end of file"
