@@ -42,9 +42,10 @@ _moments = st.sampled_from([0.001, 0.003, 0.01])
 _beginnings = st.sampled_from(["relay", "0", "1", "2"])
 #: Passes of the event loop behind a step.
 _passes = st.sampled_from([0, 1, 4])
+_modes = st.sampled_from(["auto", "splice", "copy"])
 _options = st.builds(
     Options,
-    mode=st.sampled_from(["auto", "splice", "copy"]),
+    mode=_modes,
     count=st.one_of(st.none(), _sizes),
     idle_timeout=st.one_of(st.none(), st.none(), _moments),
     own_timeout=st.one_of(st.none(), st.none(), _moments),
@@ -168,10 +169,12 @@ class Transfers(RuleBasedStateMachine):
         _way(connection, is_up).writer.drip(times, size)
         self._pass(passes)
 
-    @rule(connection=connections, is_up=st.booleans())
-    def flood(self, connection: Connection, is_up: bool) -> None:
+    @rule(connection=connections, is_up=st.booleans(), mode=_modes)
+    def flood(self, connection: Connection, is_up: bool, mode: str) -> None:
         """Have a peer send more than small buffers and a pipe hold, and let it get there."""
-        _way(connection, is_up).writer.write([4_000_037])
+        way = _way(connection, is_up)
+        connection.begin((way,), Options(mode))
+        way.writer.write([4_000_037])
         self._pass(50)
 
     @rule(connection=connections, is_up=st.booleans(), seconds=_moments)

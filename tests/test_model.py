@@ -17,7 +17,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from model import Transfers
 
 from gsplice._methods import MethodCopy
-from gsplice._pipe import Pipe, PipePool
+from gsplice._pipe import Pipe
 from gsplice._pump import Pump
 
 SHORT = settings(
@@ -44,14 +44,9 @@ def test_no_story_loses_a_byte() -> None:
         assert Transfers.counts[what], f"in no story there was: {what}"
 
 
-def keep_pipe_whatever_it_holds(pool: PipePool, pipe: Pipe) -> None:
-    pool._idle.append(pipe)
-
-
 #: Faults, each of which at least one story has to find.
 FAULTS: dict[str, tuple[Any, str, Any]] = {
     "what is in a pipe is lost": (Pipe, "take_back", lambda pipe: b""),
-    "a pipe with bytes is lent again": (PipePool, "discard", keep_pipe_whatever_it_holds),
     "what could not be sent is lost": (MethodCopy, "_take_back", lambda engine: b""),
     "an end is never told": (Pump, "_finish", lambda engine: None),
 }

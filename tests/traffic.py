@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import gevent
-from gevent import socket, ssl
+from gevent import socket
 from oracle import GONE, Cursor, Reader, Stream, Writer
 from peers import connected, connected_tls, reset, wait_until, waits_to_read, waits_to_write
 
@@ -279,10 +279,12 @@ class Connection:
             return
         source_of = self.up if sock is self.a else self.down
         sink_of = self.down if sock is self.a else self.up
-        cuts_sessions = isinstance(sock, ssl.SSLSocket) and how != socket.SHUT_WR
-        self._trouble(
-            (source_of,) if how != socket.SHUT_WR else (), (sink_of,) if cuts_sessions else ()
-        )
+        if how == socket.SHUT_WR:
+            self._trouble((), ())
+        else:
+            # What then comes makes TCP send a RST, once our own end of file is sent as well, and a
+            # TLS session fails as a whole: what the peer has not received may be lost with it.
+            self._trouble((source_of,), (sink_of,))
         try:
             socket.socket.shutdown(sock, how)  # SSLSocket's own would drop the session
         except OSError:
