@@ -21,7 +21,7 @@ from gsplice._pipe import Pipe
 from gsplice._pump import Pump
 
 SHORT = settings(
-    max_examples=100,
+    max_examples=80,
     stateful_step_count=30,
     derandomize=True,
     deadline=None,

@@ -134,7 +134,8 @@ class Way:
             _end_writing(self.sink)
         greenlets = [rest, self.writer.greenlet, self.reader.greenlet]
         done = gevent.joinall(greenlets, timeout=PATIENCE)
-        assert len(done) == len(greenlets), f"{self.stream.sent} bytes were sent, and it hangs"
+        hanging = [greenlet for greenlet in greenlets if greenlet not in done]
+        assert not hanging, f"{self.stream.sent} bytes were sent, and it hangs: {hanging}"
         self.check()
         if self.sink_is_whole:
             assert self.reader.has_met_end, self.reader.error
@@ -179,8 +180,17 @@ def _all_from(sock: socket.socket) -> bytes:
         while piece := sock.recv(65536):
             data += piece
     except GONE:
-        pass
+        _discard_all(sock)
     return bytes(data)
+
+
+def _discard_all(sock: socket.socket) -> None:
+    """Let a peer finish whose TLS session has failed here: nobody can read what it sends."""
+    try:
+        while socket.socket.recv(sock, 65536):
+            pass
+    except OSError:
+        pass
 
 
 def _end_writing(sock: socket.socket) -> None:
