@@ -11,6 +11,7 @@ others, so that each may be there or not. It never is the byte that the stream h
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -138,6 +139,8 @@ class Writer:
                 order[0](*order[1:])
         except GONE as error:
             self.error = error
+            with contextlib.suppress(OSError):  # a TLS session may have failed, and not the socket
+                socket.socket.shutdown(self._socket, socket.SHUT_WR)
 
     def _send(self, size: int) -> None:
         most = _TLS_RECORD if isinstance(self._socket, ssl.SSLSocket) else LARGEST_PIECE
