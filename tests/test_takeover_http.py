@@ -53,7 +53,7 @@ RESPONSES = {
     "one-byte": with_length(b"x"),
     "as-much-as-a-buffer": with_length(BODY[:8192]),
     "one-more-than-a-buffer": with_length(BODY[:8193]),
-    "just-worth-while": with_length(BODY[:65536]),
+    "just-worth-while": with_length(BODY[:131_072]),
     "chunked": GOOD + b"Transfer-Encoding: chunked\r\n\r\n" + in_chunks(BODY),
     "no-content": b"HTTP/1.1 204 No Content\r\n\r\n",
     "not-modified": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n",
