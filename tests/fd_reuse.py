@@ -24,6 +24,7 @@ def close_and_reuse(sock: socket.socket) -> Pair:
 
 
 def is_free(fd: int) -> bool:
+    """Whether nothing has the number *fd*."""
     try:
         os.fstat(fd)
     except OSError:

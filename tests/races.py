@@ -12,15 +12,13 @@ import socket as standard_socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import gevent
 import pytest
+from fd_reuse import OTHERS_BYTES
 from gevent import socket
-from peers import Pair, connected, peeked, receive, wait_until
+from peers import Pair
 
 from gsplice import _gevent
 from gsplice._direction import Direction
-
-OTHERS_BYTES = b"of another connection"
 
 
 def before_method(
@@ -45,18 +43,6 @@ def before_method(
 
     monkeypatch.setattr(engine, name, struck)
     return calls
-
-
-def close_and_reuse(sock: socket.socket) -> Pair:
-    """Close *sock*, and use its number for a connection that has bytes to read."""
-    near, far = connected("tcp")  # made before: its own numbers have to be others
-    far.sendall(OTHERS_BYTES)
-    fd = sock.fileno()
-    sock.close()
-    wait_until(lambda: is_free(fd))
-    os.dup2(near.fileno(), fd)
-    near.close()
-    return socket.socket(far.family, far.type, far.proto, fileno=fd), far
 
 
 class Reused(NamedTuple):
@@ -85,25 +71,3 @@ def closed_in_hub(sock: socket.socket) -> Reused:
     os.dup2(near.fileno(), fd)
     near.close()
     return Reused(standard_socket.socket(fileno=fd), far)
-
-
-def is_free(fd: int) -> bool:
-    """Whether nothing has the number *fd*."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return True
-    return False
-
-
-def assert_untouched(near: socket.socket, far: socket.socket) -> None:
-    """Check that nobody has read from the connection or written to it; close it."""
-    try:
-        wait_until(lambda: peeked(near) == OTHERS_BYTES)
-        gevent.sleep(0)
-        assert receive(near, len(OTHERS_BYTES)) == OTHERS_BYTES
-        near.shutdown(socket.SHUT_WR)
-        assert receive(far) == b"", "bytes of a transfer went to another's connection"
-    finally:
-        near.close()
-        far.close()

@@ -27,7 +27,6 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
-from races import assert_untouched, close_and_reuse
 
 import gsplice
 from gsplice import _kernel

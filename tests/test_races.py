@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import gevent
 import pytest
 from faults import forget_pipes, told
+from fd_reuse import assert_untouched
 from gevent import socket
 from peers import (
     PATIENCE,
@@ -36,7 +37,7 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
-from races import Reused, assert_untouched, before_method, closed_in_hub
+from races import Reused, before_method, closed_in_hub
 
 import gsplice
 from gsplice import _gevent
