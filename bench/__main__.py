@@ -1,4 +1,4 @@
-"""``python -m bench [relay | memory | web] ...``; ``relay`` when nothing is named."""
+"""``python -m bench [relay | scale | memory | web] ...``; ``relay`` when nothing is named."""
 
 import sys
 
@@ -10,7 +10,12 @@ except ModuleNotFoundError as error:
         raise
     sys.exit("the bench needs tabulate: python -m pip install -e '.[bench]'")
 
-COMMANDS = {"relay": relay.main, "memory": memory.main, "web": web.main}
+COMMANDS = {
+    "relay": relay.main,
+    "scale": relay.scale,
+    "memory": memory.main,
+    "web": web.main,
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -2,16 +2,17 @@
 
 import argparse
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
 
-from bench.compiler import compiler
+from bench.compiler import compiled, compiler
 from bench.contenders import Contender, all_contenders
 from bench.measure import Measurement
 from bench.processes import ProcessFailed
-from bench.regimes import Regime
+from bench.regimes import Regime, RelayRegime
 from bench.report import BASELINE, Rounds
 
 
@@ -51,6 +52,11 @@ def add_rounds_options(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--warmup", type=float, default=0.3, help="seconds before each, not counted (default: 0.3)"
     )
+    options.add_argument(
+        "--quick",
+        action="store_true",
+        help="one short round: does it all run? Its figures are worth nothing",
+    )
     add_contender_option(options)
     options.add_argument("--json", metavar="FILE", help="write every measurement to FILE")
     options.add_argument("--list", action="store_true", help="list what there is to choose from")
@@ -59,6 +65,8 @@ def add_rounds_options(options: argparse.ArgumentParser) -> None:
 def check_rounds_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.rounds < 1 or options.seconds <= 0 or options.warmup < 0:
         parser.error("--rounds and --seconds are more than 0, --warmup is not less")
+    if options.quick:
+        options.rounds, options.seconds, options.warmup = 1, 0.3, 0.1
 
 
 def chosen(named: Sequence[Choice], patterns: Sequence[str] | None) -> list[Choice]:
@@ -73,7 +81,49 @@ def chosen(named: Sequence[Choice], patterns: Sequence[str] | None) -> list[Choi
 
 def chosen_contenders(patterns: Sequence[str] | None) -> list[Contender]:
     """Those asked for that are on this machine; the one that all are compared with first."""
-    return sorted(present(all_contenders(), patterns), key=lambda one: one.name != BASELINE)
+    return in_order(present(all_contenders(), patterns))
+
+
+def in_order(contenders: Sequence[Contender]) -> list[Contender]:
+    """What has to be compiled is; the one that all are compared with goes first."""
+    return sorted(filter(_compiles, contenders), key=lambda one: one.name != BASELINE)
+
+
+def _compiles(contender: Contender) -> bool:
+    if contender.source is None:
+        return True
+    try:
+        compiled(contender.source)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"left out: {contender.name} ({error})")
+        return False
+    return True
+
+
+def chosen_regimes(
+    regimes: Sequence[RelayRegime], patterns: Sequence[str] | None
+) -> list[RelayRegime]:
+    """Those asked for whose place can be had on this machine."""
+    found = []
+    for regime in chosen(regimes, patterns):
+        if reason := regime.place.missing():
+            print(f"left out: {regime.name} ({reason})")
+        else:
+            found.append(regime)
+    return found
+
+
+def plan(
+    regimes: Sequence[RelayRegime], patterns: Sequence[str] | None
+) -> list[tuple[RelayRegime, list[Contender]]]:
+    """Which contenders are to take part in which regimes, and can be had here."""
+    contenders = chosen_contenders(patterns)
+    also = {name for regime in regimes for name in regime.also} if patterns is None else set()
+    extra = [one for one in all_contenders() if one.name in also and not one.missing()]
+    return [
+        (regime, [*contenders, *(one for one in in_order(extra) if one.name in regime.also)])
+        for regime in regimes
+    ]
 
 
 def present(named: Sequence[Taking], patterns: Sequence[str] | None) -> list[Taking]:
@@ -97,6 +147,7 @@ def run_rounds(
     options: argparse.Namespace,
     measure: Callable[[Taking, Case, float, float], Measurement],
     table: Callable[[Rounds], str],
+    why_not: Callable[[Taking, Case], str] = lambda contender, case: "",
 ) -> int:
     """Add to ``done`` what is measured, as it is: an interrupt does not lose the rest.
 
@@ -104,9 +155,11 @@ def run_rounds(
     """
     try:
         for case, contenders in plan:
-            done.append(Rounds(case))
+            reasons = {one.name: why_not(one, case) for one in contenders}
+            takers = [one for one in contenders if not reasons[one.name]]
+            done.append(Rounds(case, left_out={name: why for name, why in reasons.items() if why}))
             try:
-                _take_turns(done[-1], case, contenders, options, measure)
+                _take_turns(done[-1], case, takers, options, measure)
             finally:
                 print(table(done[-1]), end="\n\n", flush=True)
     except KeyboardInterrupt:
@@ -123,23 +176,29 @@ def _take_turns(
     options: argparse.Namespace,
     measure: Callable[[Taking, Case, float, float], Measurement],
 ) -> None:
-    for number in range(options.rounds):
-        for contender in rotated(contenders, number):
-            if contender.name in rounds.failures:
-                continue
-            progress(f"{case.name}: round {number + 1} of {options.rounds}, {contender.name}")
-            try:
-                result = measure(contender, case, options.warmup, options.seconds)
-            except ProcessFailed as failure:
-                rounds.failures[contender.name] = str(failure)
-            else:
-                rounds.add(contender.name, number, result)
+    for number, contender in turns(contenders, options.rounds):
+        if contender.name in rounds.failures:
+            continue
+        progress(f"{case.name}: round {number + 1} of {options.rounds}, {contender.name}")
+        try:
+            result = measure(contender, case, options.warmup, options.seconds)
+        except ProcessFailed as failure:
+            rounds.failures[contender.name] = str(failure)
+        else:
+            rounds.add(contender.name, number, result)
     progress("")
+
+
+def turns(contenders: Sequence[Taking], rounds: int) -> Iterator[tuple[int, Taking]]:
+    """Round by round, each of them; the number of the round is beside it."""
+    for number in range(rounds):
+        for contender in rotated(contenders, number):
+            yield number, contender
 
 
 def rotated(contenders: Sequence[Taking], by: int) -> list[Taking]:
     """Another one goes first in each round, so that none is always measured after the same one."""
-    by %= len(contenders)
+    by %= max(1, len(contenders))
     return [*contenders[by:], *contenders[:by]]
 
 

@@ -1,4 +1,4 @@
-"""The C programs of the bench: compiled once, kept in the user's cache."""
+"""The C and Go programs of the bench: compiled once, kept in the user's cache."""
 
 import hashlib
 import os
@@ -6,13 +6,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
-HEADER = Path(__file__).with_name("peer.h")  # what the programs include, if any
-FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-pthread")
+HEADERS = Path(__file__).with_name("peers")  # what the C programs include
+C_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-pthread", f"-I{HEADERS}")
+COMPILE_SECONDS = 300  # the first Go program makes Go compile its library as well
 
 
 def compiler() -> str | None:
     """The C compiler's path; ``GSPLICE_BENCH_CC`` names another one, or none when it is empty."""
     return shutil.which(os.environ.get("GSPLICE_BENCH_CC", "cc"))
+
+
+def go() -> str | None:
+    """Go's path; ``GSPLICE_BENCH_GO`` names another one, or none when it is empty."""
+    return shutil.which(os.environ.get("GSPLICE_BENCH_GO", "go"))
 
 
 def compiled(source: Path) -> Path:
@@ -31,18 +37,26 @@ def _cache() -> Path:
     return directory
 
 
+def _recipe(source: Path) -> tuple[str, ...]:
+    """The command, up to the names of the program and of its source."""
+    if source.suffix == ".go":
+        return (go() or "", "build", "-o")
+    return (compiler() or "", *C_FLAGS, "-o")
+
+
 def _digest(source: Path) -> str:
-    recipe = " ".join((compiler() or "", *FLAGS, "")).encode()
-    return hashlib.sha256(recipe + HEADER.read_bytes() + source.read_bytes()).hexdigest()[:16]
+    headers = b"".join(header.read_bytes() for header in sorted(HEADERS.glob("*.h")))
+    recipe = " ".join((*_recipe(source), "")).encode()
+    return hashlib.sha256(recipe + headers + source.read_bytes()).hexdigest()[:16]
 
 
 def _compile(source: Path, program: Path) -> None:
-    cc = compiler()
-    if cc is None:
-        raise FileNotFoundError(f"no C compiler to make {source.name} with")
+    recipe = _recipe(source)
+    if not recipe[0]:
+        raise FileNotFoundError(f"no compiler to make {source.name} with")
     unfinished = program.with_name(f"{program.name}.{os.getpid()}")
     try:
-        subprocess.run([cc, *FLAGS, "-o", unfinished, source], check=True, timeout=60)
+        subprocess.run([*recipe, unfinished, source], check=True, timeout=COMPILE_SECONDS)
         unfinished.rename(program)  # whole or not at all, whoever else compiles it now
     finally:
         unfinished.unlink(missing_ok=True)

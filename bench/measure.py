@@ -1,19 +1,16 @@
-"""One measurement: a backend, a contender and a client, each a process, for a second or so."""
+"""One measurement of one contender in one regime, for a second or so."""
 
-import json
-import sys
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from bench.compiler import compiled, compiler
 from bench.contenders import Contender
 from bench.machine import OtherLoad
-from bench.processes import LineProcess, ProcessFailed
-from bench.regimes import OneWay, Regime
+from bench.processes import ProcessFailed
+from bench.regimes import OF_BYTES, RelayRegime
+from bench.setting import Setting, set_up
+from bench.usage import Usage
 
-# A relay that is stuck is given up on; nothing else takes as long.
-PATIENCE_SECONDS = 20.0
+LATENCY_FIELDS = ("p50", "p99", "p999", "quantiles")
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Measurement:
     """What one contender did in one round of one regime."""
 
     seconds: float
-    amount: int  # bytes that came out (one-way), or messages that came back (ping-pong)
+    amount: int  # in the regime's unit: bytes, messages or connections that came through
     relay_cpu: float
     client_cpu: float
     backend_cpu: float
@@ -29,6 +26,9 @@ class Measurement:
     p50: float = 0.0
     p99: float = 0.0
     p999: float = 0.0
+    quantiles: Sequence[tuple[float, float]] = field(default=())  # the share, and its latency
+    rss: int = 0  # bytes that the relay held at the end
+    fds: int = 0
 
     @property
     def rate(self) -> float:
@@ -36,78 +36,44 @@ class Measurement:
 
     @property
     def cost(self) -> float:
-        """The relay's CPU seconds for each byte, or each message."""
+        """The relay's CPU seconds for each byte, message or connection."""
         return self.relay_cpu / self.amount
 
 
-def peer_command(*role: str | int) -> list[str]:
-    words = [str(word) for word in role]
-    if compiler():
-        return [str(compiled(Path(__file__).with_name("peer.c"))), *words]
-    return [sys.executable, "-m", "bench.peer", *words]
-
-
-def relay_command(contender: Contender, backend_port: int) -> list[str]:
-    return [sys.executable, "-m", "bench.contenders", contender.name, str(backend_port)]
-
-
-def client_role(regime: Regime) -> str:
-    if not isinstance(regime, OneWay):
-        return "ping"
-    return "write-no-delay" if regime.no_delay else "write"
-
-
-def measure(contender: Contender, regime: Regime, warmup: float, seconds: float) -> Measurement:
-    # A process for each measurement: what one leaves behind (buffers grown, pools filled) is not
-    # part of the next, and the chance in a process's memory layout is drawn anew each time.
-    one_way = isinstance(regime, OneWay)
-    role = client_role(regime)
-    with ExitStack() as stack:
-        backend = stack.enter_context(LineProcess(peer_command("sink" if one_way else "echo")))
-        backend_port = int(backend.wait_until_ready())
-        relay = stack.enter_context(LineProcess(relay_command(contender, backend_port)))
-        relay_port = int(relay.wait_until_ready())
-        try:
-            client = stack.enter_context(
-                LineProcess(peer_command(role, relay_port, regime.size, regime.connections))
-            )
-            client.wait_until_ready()
-            if one_way:
-                client.tell("go")
-            observer = backend if one_way else client
-            return _observe(observer, relay, client, backend, warmup, seconds)
-        except ProcessFailed as failure:
-            raise blamed_on(relay, failure) from None
-
-
-def blamed_on(relay: LineProcess, failure: ProcessFailed) -> ProcessFailed:
-    """What the relay has to say goes first: it is the cause more often than who noticed it."""
-    complaint = relay.last_complaint()
-    return ProcessFailed(f"{complaint} ({failure})") if complaint else failure
-
-
-def _observe(
-    observer: LineProcess,
-    relay: LineProcess,
-    client: LineProcess,
-    backend: LineProcess,
-    warmup: float,
-    seconds: float,
+def measure(
+    contender: Contender, regime: RelayRegime, warmup: float, seconds: float
 ) -> Measurement:
-    pids = [client.pid, backend.pid, *relay.family()]
+    with set_up(contender, regime) as setting:
+        setting.begin()
+        return _observe(setting, warmup, seconds)
+
+
+def _observe(setting: Setting, warmup: float, seconds: float) -> Measurement:
+    backend_pids = [setting.backend.pid] if setting.backend else []
+    pids = [setting.client.pid, *backend_pids, *setting.relay.family()]
     others = OtherLoad(pids)
-    observer.tell(f"measure {warmup} {seconds} {' '.join(map(str, pids))}")
-    answer = json.loads(observer.answer(warmup + seconds + PATIENCE_SECONDS))
-    amount = answer["bytes"] if "bytes" in answer else answer["messages"]
+    answer = setting.observe(warmup, seconds, pids)
+    other_load = others.so_far()
+    usage = Usage.of(setting.relay.family())
+    amount = amount_of(answer, setting.regime)
     if not amount:
         raise ProcessFailed(f"nothing came through in {seconds} s")
-    client_cpu, backend_cpu, *relay_cpu = answer["cpu"]
+    client_cpu, *cpu = answer["cpu"]
     return Measurement(
         seconds=answer["seconds"],
         amount=amount,
-        relay_cpu=sum(relay_cpu),
+        relay_cpu=sum(cpu[len(backend_pids) :]),
         client_cpu=client_cpu,
-        backend_cpu=backend_cpu,
-        other_load=others.so_far(),
-        **{name: answer[name] for name in ("p50", "p99", "p999") if name in answer},
+        backend_cpu=sum(cpu[: len(backend_pids)]),
+        other_load=other_load,
+        rss=usage.rss,
+        fds=usage.fds.total(),
+        **{name: answer[name] for name in LATENCY_FIELDS if name in answer},
     )
+
+
+def amount_of(answer: dict[str, int], regime: RelayRegime) -> int:
+    """What came through, in the regime's unit."""
+    if "bytes" in answer:
+        return answer["bytes"]
+    return answer["messages"] * (regime.size if regime.unit is OF_BYTES else 1)

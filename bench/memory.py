@@ -1,13 +1,12 @@
 """``python -m bench memory``: what relays cost that have carried traffic and are idle now."""
 
 import argparse
-import itertools
 import json
 import signal
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tabulate import tabulate
@@ -15,17 +14,20 @@ from tabulate import tabulate
 from bench import machine
 from bench.command_line import (
     add_contender_option,
-    chosen_contenders,
+    plan,
     print_facts,
     progress,
     stop_on_sigterm,
+    turns,
 )
 from bench.contenders import Contender
-from bench.measure import PATIENCE_SECONDS, blamed_on, peer_command, relay_command
+from bench.machine import process_clock
 from bench.processes import LineProcess, ProcessFailed
+from bench.regimes import PingPong
+from bench.setting import Setting, set_up
 from bench.usage import Usage
 
-BY_DEFAULT = ("gevent", "gsplice", "gsplice-server")
+ALSO = ("gsplice-server",)
 ANSWER_SECONDS = 5.0
 
 
@@ -36,6 +38,7 @@ class IdleRelays:
     rss_each: float
     fds_each: float
     pipes: float  # of all relays together
+    cpu_share: float  # of one CPU, of all relays together
     stats: dict[str, object] | None  # its own account, where it gives one
 
 
@@ -52,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--settle", type=float, default=2.0, help="seconds of idling (default: 2.0)"
     )
+    options.add_argument(
+        "--idle", type=float, default=1.0, help="seconds in which their CPU is read (default: 1.0)"
+    )
     add_contender_option(options)
     options.add_argument("--json", metavar="FILE", help="write every measurement to FILE")
     return options
@@ -60,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     stop_on_sigterm()
-    contenders = chosen_contenders(options.contender or BY_DEFAULT)
+    contenders = takers(options)
     facts = machine.facts()
     print_facts(facts)
     results, failures = run_rounds(contenders, options)
@@ -72,12 +78,24 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failures else 0
 
 
+def takers(options: argparse.Namespace) -> list[Contender]:
+    """Those that are asked for and can have so many relays."""
+    regime = PingPong("idle", options.size, options.relays, also=ALSO)
+    ((_, contenders),) = plan([regime], options.contender)
+    for contender in contenders:
+        if reason := contender.why_not(regime):
+            print(f"left out: {contender.name} ({reason})")
+    return [contender for contender in contenders if not contender.why_not(regime)]
+
+
 def run_rounds(
     contenders: Sequence[Contender], options: argparse.Namespace
 ) -> tuple[dict[str, list[IdleRelays]], dict[str, str]]:
     results: dict[str, list[IdleRelays]] = {}
     failures: dict[str, str] = {}
-    for number, contender in itertools.product(range(options.rounds), contenders):
+    for number, contender in turns(contenders, options.rounds):
+        if contender.name in failures:
+            continue
         progress(f"round {number + 1} of {options.rounds}, {contender.name}")
         with noting_failure(failures, contender.name):
             results.setdefault(contender.name, []).append(measure_idle(contender, options))
@@ -94,33 +112,27 @@ def noting_failure(failures: dict[str, str], name: str) -> Iterator[None]:
 
 
 def measure_idle(contender: Contender, options: argparse.Namespace) -> IdleRelays:
-    with ExitStack() as stack:
-        backend = stack.enter_context(LineProcess(peer_command("echo")))
-        relay = stack.enter_context(
-            LineProcess(relay_command(contender, int(backend.wait_until_ready())))
-        )
-        port = int(relay.wait_until_ready())
-        before = Usage.of(relay.family())
-        try:
-            client = stack.enter_context(
-                LineProcess(peer_command("ping", port, options.size, options.relays))
-            )
-            client.wait_until_ready()
-            client.tell(f"measure 0 {options.seconds}")
-            client.answer(options.seconds + PATIENCE_SECONDS)
-            time.sleep(options.settle)
-            return _difference(contender, relay, before, options.relays)
-        except ProcessFailed as failure:
-            raise blamed_on(relay, failure) from None
+    regime = PingPong("idle", options.size, options.relays)
+    with set_up(contender, regime, weigh_first=True) as setting:
+        setting.observe(0.0, options.seconds, [])
+        time.sleep(options.settle)
+        return _idle(contender, setting, options)
 
 
-def _difference(contender: Contender, relay: LineProcess, before: Usage, relays: int) -> IdleRelays:
-    after = Usage.of(relay.family())
+def _idle(contender: Contender, setting: Setting, options: argparse.Namespace) -> IdleRelays:
+    pids = setting.relay.family()
+    clocks = [process_clock(pid) for pid in pids]
+    cpu = -sum(map(time.clock_gettime, clocks))
+    time.sleep(options.idle)
+    cpu += sum(map(time.clock_gettime, clocks))
+    before, after = setting.usage_before, Usage.of(pids)
+    assert before is not None
     return IdleRelays(
-        rss_each=(after.rss - before.rss) / relays,
-        fds_each=(after.fds.total() - before.fds.total()) / relays,
+        rss_each=(after.rss - before.rss) / options.relays,
+        fds_each=(after.fds.total() - before.fds.total()) / options.relays,
         pipes=(after.fds["pipe"] - before.fds["pipe"]) / 2,
-        stats=_stats(relay) if contender.answers_stats else None,
+        cpu_share=cpu / options.idle,
+        stats=_stats(setting.relay) if contender.answers_stats else None,
     )
 
 
@@ -131,7 +143,17 @@ def _stats(relay: LineProcess) -> dict[str, object]:
 
 
 def table(results: dict[str, list[IdleRelays]], relays: int) -> str:
-    headings = ["", "RSS each", "±", "fds each", "pipes", "stats().pipes", "of them idle", "active"]
+    headings = [
+        "",
+        "RSS each",
+        "±",
+        "fds each",
+        "pipes",
+        "CPU",
+        "stats().pipes",
+        "of them idle",
+        "active",
+    ]
     rows = [_row(name, rounds) for name, rounds in results.items()]
     alignment = ("left", *["right"] * (len(headings) - 1))
     title = f"{relays} idle relays, 1 KB = 1024 bytes:\n"
@@ -147,6 +169,7 @@ def _row(name: str, rounds: Sequence[IdleRelays]) -> list[str]:
         f"{(max(rss) - min(rss)) / 2:.1f} KB",
         f"{statistics.median(result.fds_each for result in rounds):.2f}",
         f"{statistics.median(result.pipes for result in rounds):.0f}",
+        f"{statistics.median(result.cpu_share for result in rounds):.2%}",
         *(str(stats.get(field, "-")) for field in ("pipes", "idle_pipes", "active")),
     ]
 

@@ -16,6 +16,7 @@ PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 READY_SECONDS = 20.0
 GRACE_SECONDS = 2.0
 COMPLAINT_SIZE = 8192
+MANY_FDS = 40_000  # for 10,000 relays, and what else is open
 
 
 class ProcessFailed(Exception):
@@ -136,7 +137,7 @@ class LineProcess:
 def prepare_contender() -> None:
     """What a contender's process does first."""
     _end_with_parent()
-    _allow_many_fds()
+    allow_many_fds()
 
 
 def _end_with_parent() -> None:
@@ -145,7 +146,12 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _allow_many_fds() -> None:
+def allow_many_fds() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # root may have more
+        most = max(most, MANY_FDS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

@@ -8,19 +8,19 @@ from bench import machine, report
 from bench.command_line import (
     add_rounds_options,
     check_rounds_options,
-    chosen,
-    chosen_contenders,
+    chosen_regimes,
+    plan,
     print_facts,
     run_rounds,
     stop_on_sigterm,
 )
-from bench.contenders import all_contenders
+from bench.contenders import Contender, all_contenders
 from bench.measure import measure
-from bench.regimes import REGIMES, OneWay
+from bench.regimes import REGIMES, SCALE, RelayRegime
 
 
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog=f"python -m bench {name}", description=description)
     options.add_argument(
         "--regime", action="append", metavar="NAME", help="only these (repeatable; * and ? work)"
     )
@@ -29,20 +29,29 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
+    return run(REGIMES, parser("", "The contenders side by side, round by round."), arguments)
+
+
+def scale(arguments: Sequence[str]) -> int:
+    """``python -m bench scale``: what a message and a byte cost with 1 to 10,000 relays."""
+    return run(SCALE, parser("scale", "The cost with 1 to 10,000 relays."), arguments)
+
+
+def run(
+    regimes: Sequence[RelayRegime], options_parser: argparse.ArgumentParser, words: Sequence[str]
+) -> int:
+    options = options_parser.parse_args(words)
     if options.list:
-        print_list()
+        print_list(regimes)
         return 0
-    check_rounds_options(parser(), options)
+    check_rounds_options(options_parser, options)
     stop_on_sigterm()
-    regimes = chosen(REGIMES, options.regime)
-    contenders = chosen_contenders(options.contender)
+    planned = plan(chosen_regimes(regimes, options.regime), options.contender)
     facts = machine.facts()
     print_facts(facts)
     print("rate x and cpu x are to the gevent loop of the same round; more is better in both\n")
     done: list[report.Rounds] = []
-    plan = [(regime, contenders) for regime in regimes]
-    status = run_rounds(done, plan, options, measure, report.regime_table)
+    status = run_rounds(done, planned, options, measure, report.regime_table, Contender.why_not)
     print(report.ratio_table(done))
     if options.json:
         with open(options.json, "w") as file:
@@ -50,13 +59,14 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def print_list() -> None:
+def print_list(regimes: Sequence[RelayRegime]) -> None:
     print("regimes:")
-    for regime in REGIMES:
-        what = "writes" if isinstance(regime, OneWay) else "messages"
+    for regime in regimes:
         where = "1 connection" if regime.connections == 1 else f"{regime.connections} connections"
-        print(f"  {regime.name:20} {what} of {regime.size} bytes on {where}")
+        sizes = regime.sizes
+        size = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+        print(f"  {regime.name:26} {regime.what} of {size} bytes on {where}")
     print("contenders:")
     for contender in all_contenders():
         remark = contender.missing() or ("" if contender.by_default else "when named")
-        print(f"  {contender.name:20} {contender.description}" + (f" ({remark})" if remark else ""))
+        print(f"  {contender.name:26} {contender.description}" + (f" ({remark})" if remark else ""))

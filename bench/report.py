@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 
 from bench.measure import Measurement
-from bench.regimes import OneWay, Regime
+from bench.regimes import Regime, RelayRegime
 
 BASELINE = "gevent"
 CEILING = "ceiling"
@@ -27,6 +27,7 @@ class Rounds:
     regime: Regime
     results: dict[str, dict[int, Measurement]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # and why
 
     def add(self, contender: str, number: int, measurement: Measurement) -> None:
         self.results.setdefault(contender, {})[number] = measurement
@@ -118,30 +119,30 @@ RATIOS = (
     ratio_column("of ceiling", CEILING, times_the_rate),
 )
 BUSY = Column("busy %: relay / client / backend", busy)
-ONE_WAY_COLUMNS = (
-    figure_column("MB/s", rate, 1e-6),
-    spread_column(rate),
-    figure_column("CPU s/GB", cost, 1e9, 3),
-    spread_column(cost),
-    *RATIOS,
-    BUSY,
-)
-PING_PONG_COLUMNS = (
-    figure_column("messages/s", rate, 1),
-    spread_column(rate),
-    figure_column("CPU µs/message", cost, 1e6, 1),
-    spread_column(cost),
+LATENCIES = (
     figure_column("p50 µs", lambda m: m.p50, 1e6),
     figure_column("p99 µs", lambda m: m.p99, 1e6),
-    *RATIOS,
-    BUSY,
+    figure_column("p99.9 µs", lambda m: m.p999, 1e6),
 )
+
+
+def columns(rounds: Rounds) -> tuple[Column, ...]:
+    assert isinstance(rounds.regime, RelayRegime)
+    unit = rounds.regime.unit
+    return (
+        figure_column(unit.rate, rate, unit.rate_scale),
+        spread_column(rate),
+        figure_column(unit.cost, cost, unit.cost_scale, unit.cost_digits),
+        spread_column(cost),
+        *(() if rounds.regime.backend_observes else LATENCIES),
+        *RATIOS,
+        BUSY,
+    )
 
 
 def regime_table(rounds: Rounds) -> str:
     """One regime: a line for each contender, in the order in which they were first measured."""
-    one_way = isinstance(rounds.regime, OneWay)
-    return rounds_table(rounds, ONE_WAY_COLUMNS if one_way else PING_PONG_COLUMNS)
+    return rounds_table(rounds, columns(rounds))
 
 
 def rounds_table(rounds: Rounds, columns: Sequence[Column], notes: Sequence[str] = ()) -> str:
@@ -149,6 +150,7 @@ def rounds_table(rounds: Rounds, columns: Sequence[Column], notes: Sequence[str]
     lines = [f"{rounds.regime.name}:"]
     if rows:
         lines.append(table(["", *(column.heading for column in columns)], rows))
+    lines += [f"  {name} is left out: {reason}" for name, reason in rounds.left_out.items()]
     lines += [f"  {name} failed: {reason}" for name, reason in rounds.failures.items()]
     lines += [f"  note: {note}" for note in (*notes, *_notes_of_load(rounds))]
     return "\n".join(lines)
@@ -189,7 +191,10 @@ def as_json(
 
 
 def _regime_as_json(rounds: Rounds, comparisons: Mapping[str, Comparison]) -> dict[str, object]:
+    unit = rounds.regime.unit if isinstance(rounds.regime, RelayRegime) else None
     return {
+        "kind": type(rounds.regime).__name__,
+        "unit": vars(unit) if unit else None,
         "size": rounds.regime.size,
         "connections": rounds.regime.connections,
         "failures": rounds.failures,
@@ -197,6 +202,9 @@ def _regime_as_json(rounds: Rounds, comparisons: Mapping[str, Comparison]) -> di
             name: {
                 "rate": rounds.median(name, rate),
                 "cost": rounds.median(name, cost),
+                "p50": rounds.median(name, lambda m: m.p50),
+                "p99": rounds.median(name, lambda m: m.p99),
+                "p99.9": rounds.median(name, lambda m: m.p999),
                 **{what: compare(rounds, name) for what, compare in comparisons.items()},
                 "rounds": {number: vars(result) for number, result in results.items()},
             }

@@ -1,16 +1,18 @@
-"""What processes hold, as the kernel tells it: memory, and fds by their kind."""
+"""What processes hold: memory and file descriptors."""
 
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from bench.processes import ProcessFailed
+# One of them may end while it is looked at; it holds nothing then.
+HAS_ENDED = (FileNotFoundError, ProcessLookupError)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process holds."""
+    """Of some processes together."""
 
     rss: int
     fds: Counter[str]  # by kind: "socket", "pipe", ...
@@ -23,20 +25,19 @@ class Usage:
 
 def _rss(pid: int) -> int:
     # Not statm: the kernel keeps that per CPU and adds it up when it pleases.
-    with open(f"/proc/{pid}/smaps_rollup") as lines:
+    with suppress(*HAS_ENDED), open(f"/proc/{pid}/smaps_rollup") as lines:
         for line in lines:
             if line.startswith("Rss:"):
                 return int(line.split()[1]) * 1024
-    raise ProcessFailed(f"process {pid} has no RSS")
+    return 0
 
 
 def _fds_by_kind(pid: int) -> Counter[str]:
     """Counted by what the links say: "socket:[4711]" is a socket."""
     folder = f"/proc/{pid}/fd"
-    kinds = Counter[str]()
-    for fd in os.listdir(folder):
-        try:
-            kinds[os.readlink(f"{folder}/{fd}").partition(":")[0]] += 1
-        except FileNotFoundError:
-            pass  # it has been closed since
+    kinds: Counter[str] = Counter()
+    with suppress(*HAS_ENDED):
+        for fd in os.listdir(folder):
+            with suppress(FileNotFoundError):  # it has just been closed
+                kinds[os.readlink(f"{folder}/{fd}").partition(":")[0]] += 1
     return kinds

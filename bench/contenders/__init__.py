@@ -7,12 +7,13 @@ import importlib
 import os
 import pkgutil
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-BACKLOG = 4096
+from bench.addresses import Address
+from bench.regimes import FileToSocket, RelayRegime
 
 
 def nothing() -> str:
@@ -23,25 +24,38 @@ def nothing() -> str:
 class Contender:
     """A relay.
 
-    ``serve`` runs in a process of its own. It is given the backend's port on 127.0.0.1, listens
-    on a port that it chooses there, connects to the backend for each client, prints ``ready PORT``
-    when a client may connect (see :func:`announce`), and relays until the process is killed. It may
-    exec another program. It sets ``TCP_NODELAY`` on both sockets of a relay, as all others do.
+    ``serve`` runs in a process of its own. It is given the address to listen at (with port 0 where
+    it may choose one) and the backend's, connects to the backend for each client, prints ``ready
+    ADDRESS`` when a client may connect (see :func:`bench.addresses.announce`), and relays until the
+    process is killed. It may exec another program. It sets ``TCP_NODELAY`` on both sockets of a
+    relay, as all others do. ``send_file`` is given a path instead of a backend, and sends each
+    client that file.
 
     ``missing`` says what is not there on this machine, if anything is; the contender is then left
-    out.
+    out. ``source`` is compiled before the first round.
     """
 
     name: str
     description: str
-    serve: Callable[[int], None]
+    serve: Callable[[Address, Address], None]
     missing: Callable[[], str] = nothing
+    source: Path | None = None
+    send_file: Callable[[Address, Path], None] | None = None
     answers_stats: bool = False  # SIGUSR1, with gsplice.stats() as a line of JSON
+    ticks: bool = False  # on SIGUSR2: see _ticker.py
     by_default: bool = True  # else only when it is asked for by name
+    process_for_each: bool = False  # connection that it relays
+    most_connections: int = 10_000
 
-
-def announce(port: int) -> None:
-    print(f"ready {port}", flush=True)
+    def why_not(self, regime: RelayRegime) -> str:
+        """What keeps it out of a regime; nothing if it can take part."""
+        if isinstance(regime, FileToSocket) and self.send_file is None:
+            return "it sends no files"
+        if regime.connections > self.most_connections:
+            return f"it is not asked for more than {self.most_connections} connections"
+        if self.process_for_each and not regime.connections_last:
+            return "its processes have ended before their CPU can be read"
+        return ""
 
 
 def program(name: str) -> str | None:
@@ -49,11 +63,17 @@ def program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin")))
 
 
-def inherited_listener() -> socket.socket:
-    """A socket that listens, for a program that does not say when it does."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
-    listener.set_inheritable(True)
-    return listener
+def execute(path: str | Path | None, *words: str | int) -> None:
+    """Become that program."""
+    assert path is not None
+    os.execv(path, [str(path), *map(str, words)])
+
+
+def file_in_memory(name: str, text: str) -> str:
+    """A path at which this process, and the program it becomes, can read the text."""
+    fd = os.memfd_create(name, 0)
+    os.write(fd, text.encode())
+    return f"/proc/self/fd/{fd}"
 
 
 def declared(package: str, path: Sequence[str], name: str) -> Iterator[Any]:

@@ -3,34 +3,52 @@
 Every ratio of the bench is to this one.
 """
 
-from bench.contenders import Contender, announce
+from pathlib import Path
+from typing import Any
+
+from bench.addresses import Address
+from bench.contenders import Contender
+from bench.contenders._gevent import relay_with, serve_with
 
 READ_SIZE = 65536  # smaller ones make the loop slower, larger ones do not make it faster
 
 
-def serve(backend_port: int) -> None:
+def pump(source: Any, sink: Any) -> None:
+    from gevent import socket
+
+    while data := source.recv(READ_SIZE):
+        sink.sendall(data)
+    sink.shutdown(socket.SHUT_WR)
+
+
+def relay(client: Any, backend: Any) -> None:
     # Imported here, as in the other files: to find the contenders must load none of them.
     import gevent
-    from gevent import socket
-    from gevent.server import StreamServer
 
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        while data := source.recv(READ_SIZE):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-
-    def handle(client: socket.socket, address: object) -> None:
-        with socket.create_connection(("127.0.0.1", backend_port)) as backend:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            up = gevent.spawn(pump, client, backend)
-            pump(backend, client)
-            up.get()
-
-    server = StreamServer(("127.0.0.1", 0), handle, backlog=4096)
-    server.start()
-    announce(server.socket.getsockname()[1])
-    server.serve_forever()
+    up = gevent.spawn(pump, client, backend)
+    pump(backend, client)
+    up.get()
 
 
-CONTENDERS = [Contender("gevent", "recv + sendall, two greenlets for each relay", serve)]
+def serve(at: Address, backend: Address) -> None:
+    relay_with(at, backend, relay)
+
+
+def send_file(at: Address, path: Path) -> None:
+    def handle(client: Any, address: object) -> None:
+        with client, path.open("rb") as file:
+            while data := file.read(READ_SIZE):
+                client.sendall(data)
+
+    serve_with(at, handle)
+
+
+CONTENDERS = [
+    Contender(
+        "gevent",
+        "recv + sendall, two greenlets for each relay",
+        serve,
+        send_file=send_file,
+        ticks=True,
+    )
+]

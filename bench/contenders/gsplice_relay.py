@@ -3,52 +3,54 @@
 import importlib.util
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from bench.contenders import Contender, announce
+from bench.addresses import Address
+from bench.contenders import Contender
+from bench.contenders._gevent import gevent_listener, relay_with, run, serve_with
 
 
-def _report_stats() -> None:
+def _answer_stats() -> None:
     import json
-
-    import gsplice
-
-    print(json.dumps(gsplice.stats()._asdict()), flush=True)
-
-
-def serve(backend_port: int, mode: str = "auto") -> None:
-    import signal
-
-    import gevent
-    from gevent import socket
-    from gevent.server import StreamServer
-
-    import gsplice
-
-    def handle(client: socket.socket, address: object) -> None:
-        with socket.create_connection(("127.0.0.1", backend_port)) as backend:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            backend.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            gsplice.relay(client, backend, mode=mode)
-
-    gevent.signal_handler(signal.SIGUSR1, _report_stats)
-    server = StreamServer(("127.0.0.1", 0), handle, backlog=4096)
-    server.start()
-    announce(server.socket.getsockname()[1])
-    server.serve_forever()
-
-
-def serve_forward_server(backend_port: int) -> None:
     import signal
 
     import gevent
 
+    import gsplice
+
+    def report() -> None:
+        print(json.dumps(gsplice.stats()._asdict()), flush=True)
+
+    gevent.signal_handler(signal.SIGUSR1, report)
+
+
+def serve(at: Address, backend: Address, **options: Any) -> None:
+    import gsplice
+
+    _answer_stats()
+
+    def relay(client: Any, server: Any) -> None:
+        gsplice.relay(client, server, **options)
+
+    relay_with(at, backend, relay)
+
+
+def serve_forward_server(at: Address, backend: Address) -> None:
     from gsplice.server import ForwardServer
 
-    gevent.signal_handler(signal.SIGUSR1, _report_stats)
-    server = ForwardServer(("127.0.0.1", 0), ("127.0.0.1", backend_port))
-    server.start()
-    announce(server.socket.getsockname()[1])
-    server.serve_forever()
+    _answer_stats()
+    run(ForwardServer(gevent_listener(at), backend))
+
+
+def send_file(at: Address, path: Path, **options: Any) -> None:
+    import gsplice
+
+    def handle(client: Any, address: object) -> None:
+        with client, path.open("rb") as file:
+            gsplice.copy(file, client, **options)
+
+    serve_with(at, handle)
 
 
 def missing() -> str:
@@ -56,14 +58,40 @@ def missing() -> str:
 
 
 def contender(
-    name: str, description: str, serve: Callable[[int], None], by_default: bool = False
+    name: str,
+    description: str,
+    serve: Callable[[Address, Address], None],
+    send_file: Callable[[Address, Path], None] | None = None,
+    by_default: bool = True,
 ) -> Contender:
-    return Contender(name, description, serve, missing, answers_stats=True, by_default=by_default)
+    return Contender(
+        name,
+        description,
+        serve,
+        missing,
+        send_file=send_file,
+        answers_stats=True,
+        ticks=True,
+        by_default=by_default,
+    )
+
+
+def variant(name: str, **options: Any) -> Contender:
+    words = ", ".join(f"{option}={value!r}" for option, value in options.items())
+    return contender(
+        name,
+        f"the same with {words}",
+        partial(serve, **options),
+        None if "moderation" in options else partial(send_file, **options),
+    )
 
 
 CONTENDERS = [
-    contender("gsplice", "gsplice.relay in a StreamServer's handler", serve, by_default=True),
-    contender("gsplice-splice", 'the same with mode="splice"', partial(serve, mode="splice")),
-    contender("gsplice-copy", 'the same with mode="copy"', partial(serve, mode="copy")),
-    contender("gsplice-server", "gsplice.server.ForwardServer", serve_forward_server),
+    contender("gsplice", "gsplice.relay in a StreamServer's handler", serve, send_file),
+    variant("gsplice-splice", mode="splice"),
+    variant("gsplice-copy", mode="copy"),
+    variant("gsplice-unmoderated", moderation=0),
+    contender(
+        "gsplice-server", "gsplice.server.ForwardServer", serve_forward_server, by_default=False
+    ),
 ]

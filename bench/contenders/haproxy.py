@@ -1,15 +1,16 @@
 """HAProxy in TCP mode on one thread, with and without splice."""
 
-import os
+import resource
 import socket
 from functools import partial
 
-from bench.contenders import Contender, announce, inherited_listener, program
+from bench.addresses import Address, announce, listening
+from bench.contenders import Contender, execute, file_in_memory, program
 
 CONFIGURATION = """
 global
     nbthread 1
-    maxconn 2048
+    maxconn {most_connections}
 defaults
     mode tcp
     timeout connect 5s
@@ -18,35 +19,41 @@ defaults
 {options}
 listen relay
     bind fd@{listener}
-    server backend 127.0.0.1:{backend_port}
+    server backend {backend}
 """
 # "splice-auto" would leave it to HAProxy's own guess when to; without either, it never does.
 SPLICE = """
     option splice-request
     option splice-response
 """
+OWN_FDS = 200  # at the most, beside those of connections
 
 
 def missing() -> str:
     return "" if program("haproxy") else "haproxy is not installed"
 
 
-def serve(backend_port: int, options: str = "") -> None:
-    listener = inherited_listener()
+def serve(at: Address, backend: Address, options: str = "") -> None:
+    listener = listening(at)
     text = CONFIGURATION.format(
-        options=options, listener=listener.fileno(), backend_port=backend_port
+        options=options,
+        listener=listener.fileno(),
+        most_connections=most_connections(),
+        backend=f"unix@{backend}" if isinstance(backend, str) else "{}:{}".format(*backend),
     )
-    execute(text, listener)
+    become_haproxy(text, listener)
 
 
-def execute(text: str, listener: socket.socket) -> None:
-    """Become HAProxy with that configuration, and that socket."""
-    haproxy = program("haproxy")
-    assert haproxy is not None
-    configuration = os.memfd_create("haproxy.cfg", 0)
-    os.write(configuration, text.encode())
-    announce(listener.getsockname()[1])
-    os.execv(haproxy, [haproxy, "-db", "-f", f"/proc/self/fd/{configuration}"])
+def most_connections() -> int:
+    """As many as there are fds for: HAProxy does not start if it is promised more."""
+    fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(12_000, (fds - OWN_FDS) // 4)  # two sockets each, and two ends of a pipe
+
+
+def become_haproxy(configuration: str, listener: socket.socket) -> None:
+    """HAProxy with that configuration, and that socket."""
+    announce(listener.getsockname())
+    execute(program("haproxy"), "-db", "-f", file_in_memory("haproxy.cfg", configuration))
 
 
 CONTENDERS = [

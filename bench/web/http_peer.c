@@ -1,14 +1,14 @@
 /* The two ends of an HTTP server under measurement: a client, and a backend for what is uploaded.
  *
- *     http_peer get  PORT PATH SIZE CONNECTIONS   client: asks for PATH, whose body has SIZE bytes
- *     http_peer post PORT PATH SIZE CONNECTIONS   client: sends PATH a body of SIZE bytes
+ *     http_peer get  ADDRESS PATH SIZE CONNECTIONS   client: asks for PATH, whose body has SIZE bytes
+ *     http_peer post ADDRESS PATH SIZE CONNECTIONS   client: sends PATH a body of SIZE bytes
  *     http_peer sink                              backend: discards the body of each request, and answers it
  *
- * Each says "ready" on standard output (a backend adds its port) and ends at end of file on standard input. A
+ * Each says "ready" on standard output (a backend adds its address) and ends at end of file on standard input. A
  * client has one request in flight on each connection, and keeps a connection for as long as the server does.
  * It takes a command, as often as it is given:
  *
- *     measure WARMUP SECONDS PID..   observe as bench/peer.c does, and answer with one line of JSON
+ *     measure WARMUP SECONDS PID..   observe as bench/peers/backend.c does, and answer with one line of JSON
  *
  * The window opens when the first response is complete that has taken longer than the warm-up, and it closes
  * with the first one that is complete SECONDS later: on one connection it holds whole exchanges, so that
@@ -20,7 +20,7 @@
  */
 
 #define _GNU_SOURCE
-#include "../peer.h"
+#include "peer.h"
 #include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
@@ -143,7 +143,7 @@ static void upload_on_event(struct upload *upload)
 static void run_sink(void)
 {
     int poll = epoll_create1(EPOLL_CLOEXEC);
-    int listener = listen_on_loopback(SOCK_NONBLOCK), commands = STDIN_FILENO;
+    int listener = listen_at("127.0.0.1:0", SOCK_NONBLOCK), commands = STDIN_FILENO;
     watch(poll, listener, EPOLLIN, &listener);
     watch(poll, commands, EPOLLIN, &commands);
     for (;;) {
@@ -171,7 +171,8 @@ struct exchange {
 };
 
 static struct {
-    int poll, port, connections, in_flight;
+    struct address server;
+    int poll, connections, in_flight;
     char request[HEAD_SIZE];
     size_t request_length;
     int body; /* a file, for post */
@@ -218,7 +219,7 @@ static void exchange_begin(struct exchange *exchange)
 
 static void exchange_connect(struct exchange *exchange)
 {
-    exchange->fd = connect_to(client.port);
+    exchange->fd = connect_to(&client.server);
     set_no_delay(exchange->fd);
     if (fcntl(exchange->fd, F_SETFL, O_NONBLOCK) != 0)
         die_of_errno("fcntl");
@@ -329,7 +330,7 @@ static void run_client(int is_post, char **words)
 {
     char line[LINE_LENGTH];
     size_t size = (size_t)atoll(words[2]);
-    client.port = atoi(words[0]);
+    client.server = address_from(words[0]);
     client.connections = atoi(words[3]);
     client.to_receive = is_post ? -1 : (long long)size;
     if (is_post)
@@ -360,6 +361,6 @@ int main(int argc, char **argv)
     else if (argc == 6 && strcmp(role, "post") == 0)
         run_client(1, argv + 2);
     else
-        die("usage: http_peer sink | (get | post) PORT PATH SIZE CONNECTIONS");
+        die("usage: http_peer sink | (get | post) ADDRESS PATH SIZE CONNECTIONS");
     return 0;
 }

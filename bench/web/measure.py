@@ -9,8 +9,9 @@ from pathlib import Path
 
 from bench.compiler import compiled
 from bench.machine import OtherLoad
-from bench.measure import Measurement, blamed_on
+from bench.measure import LATENCY_FIELDS, Measurement
 from bench.processes import READY_SECONDS, LineProcess, ProcessFailed
+from bench.setting import blamed_on
 from bench.web.cases import STATIC, UPLOAD, Case
 from bench.web.files import PROBE
 from bench.web.servers import Server
@@ -40,19 +41,23 @@ def measure(folder: Path, server: Server, case: Case, warmup: float, seconds: fl
         backend, backend_port = None, 0
         if case.kind != STATIC:
             backend = stack.enter_context(LineProcess(backend_command(case.kind, folder)))
-            backend_port = int(backend.wait_until_ready())
+            backend_port = port_of(backend.wait_until_ready())
         command = server_command(server.name, backend_port, folder)
         front = stack.enter_context(LineProcess(command))
-        port = int(front.wait_until_ready())
+        port = port_of(front.wait_until_ready())
         try:
             wait_until_it_answers(port, case)
             role = "post" if case.kind == UPLOAD else "get"
-            words = peer_command(role, port, case.path, case.size, case.connections)
+            words = peer_command(role, f"127.0.0.1:{port}", case.path, case.size, case.connections)
             client = stack.enter_context(LineProcess(words))
             client.wait_until_ready()
             return _observe(case, client, front, backend, warmup, seconds)
         except ProcessFailed as failure:
             raise blamed_on(front, failure) from None
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def wait_until_it_answers(port: int, case: Case) -> None:
@@ -98,5 +103,5 @@ def _observe(
         client_cpu=client_cpu,
         backend_cpu=sum(cpu[:backend_count]),
         other_load=others.so_far(),
-        **{name: answer[name] for name in ("p50", "p99", "p999")},
+        **{name: answer[name] for name in LATENCY_FIELDS},
     )

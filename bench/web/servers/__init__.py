@@ -19,9 +19,9 @@ class Server:
 
     ``serve`` runs in a process of its own. It is given the port of a backend on 127.0.0.1 (0 in
     cases that need none) and a folder of files. It listens on a port that it chooses on 127.0.0.1,
-    prints ``ready PORT`` when a client may connect, or shortly before (``announce`` in
-    ``bench/contenders``), and serves until the process is killed: the files in ``folder/static`` as
-    ``/static/...``, and as ``/proxy/...`` the backend's answers to the same requests, with their
+    prints ``ready ADDRESS`` when a client may connect, or shortly before (``announce`` in
+    ``bench/addresses.py``), and serves until the process is killed: the files in ``folder/static``
+    as ``/static/...``, and as ``/proxy/...`` the backend's answers to the same requests, with their
     length. It may exec another program. It has one thread, or one worker process, and keeps its
     defaults for the rest.
 

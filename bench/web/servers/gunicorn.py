@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bench.contenders import announce, inherited_listener
+from bench.addresses import announce, listening
 from bench.contenders import gsplice_relay as gsplice
 from bench.web.servers import Server
 
@@ -16,12 +16,12 @@ def missing() -> str:
 
 
 def serve(backend_port: int, folder: Path, worker: str, with_gsplice: bool) -> None:
-    listener = inherited_listener()
+    listener = listening(("127.0.0.1", 0))
     application = f"bench.web.application:create({backend_port}, {str(folder)!r}, {with_gsplice})"
     command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
     command += ["--worker-class", worker, "--workers", "1", "--log-level", "warning"]
     os.environ["XDG_RUNTIME_DIR"] = str(folder)  # for its control socket, else in the user's home
-    announce(listener.getsockname()[1])
+    announce(listener.getsockname())
     os.execv(sys.executable, [*command, application])
 
 

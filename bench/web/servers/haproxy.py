@@ -3,8 +3,8 @@
 from functools import partial
 from pathlib import Path
 
-from bench.contenders import inherited_listener
-from bench.contenders.haproxy import SPLICE, execute, missing
+from bench.addresses import listening
+from bench.contenders.haproxy import SPLICE, become_haproxy, missing
 from bench.web.cases import PROXY, UPLOAD
 from bench.web.servers import Server
 
@@ -26,11 +26,11 @@ KINDS = frozenset({PROXY, UPLOAD})
 
 
 def serve(backend_port: int, folder: Path, options: str = "") -> None:
-    listener = inherited_listener()
+    listener = listening(("127.0.0.1", 0))
     text = CONFIGURATION.format(
         options=options, listener=listener.fileno(), backend_port=backend_port
     )
-    execute(text, listener)
+    become_haproxy(text, listener)
 
 
 SERVERS = [

@@ -3,13 +3,13 @@
 It is the backend of the proxied files as well.
 """
 
-import os
-import socket
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from bench.contenders import announce, program
+from bench.addresses import announce
+from bench.contenders import execute, program
+from bench.contenders._own_listener import reserved
 from bench.web.cases import PROXY, UPLOAD
 from bench.web.servers import Server
 
@@ -47,29 +47,15 @@ def missing() -> str:
 
 
 def serve(backend_port: int, folder: Path, options: str = "") -> None:
-    nginx = program("nginx")
-    assert nginx is not None
     own = Path(tempfile.mkdtemp(prefix="nginx-", dir=folder))
-    port = reserved_port()
+    address = reserved(("127.0.0.1", 0))
     proxy = PROXY_PASS.format(backend_port=backend_port, options=options) if backend_port else ""
     configuration = own / "nginx.conf"
-    configuration.write_text(CONFIGURATION.format(own=own, port=port, folder=folder, proxy=proxy))
-    announce(port)
-    os.execv(nginx, [nginx, "-p", str(own), "-c", str(configuration), "-e", "stderr"])
-
-
-def reserved_port() -> int:
-    """A port that this process keeps, and lets whoever says ``reuseport`` listen on.
-
-    To hand nginx a socket that listens, as is done with others, makes it crash without a master.
-    """
-    keeper = socket.socket()
-    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    keeper.bind(("127.0.0.1", 0))
-    keeper.set_inheritable(True)
-    port: int = keeper.getsockname()[1]
-    keeper.detach()  # it stays open, in the program that this process becomes as well
-    return port
+    configuration.write_text(
+        CONFIGURATION.format(own=own, port=address[1], folder=folder, proxy=proxy)
+    )
+    announce(address)
+    execute(program("nginx"), "-p", str(own), "-c", str(configuration), "-e", "stderr")
 
 
 SERVERS = [

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from bench.contenders import announce
+from bench.addresses import announce
 from bench.contenders.gsplice_relay import missing
 from bench.web.servers import Server
 
@@ -19,7 +19,7 @@ def serve(backend_port: int, folder: Path, with_gsplice: bool) -> None:
     application = create(backend_port, str(folder), with_gsplice)
     server = WSGIServer(("127.0.0.1", 0), application, log=None)
     server.start()
-    announce(server.socket.getsockname()[1])
+    announce(server.socket.getsockname())
     server.serve_forever()
 
 

@@ -1,51 +1,27 @@
 /* What the ends of a measured connection have in common, whatever they speak: the window in which they observe,
- * the sockets, and the latencies.
+ * and the latencies.
  */
 
 #ifndef GSPLICE_BENCH_PEER_H
 #define GSPLICE_BENCH_PEER_H
 
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#include "sockets.h"
+#include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 enum {
     MOST_PIDS = 256,
     EVENTS_AT_ONCE = 256,
-    BACKLOG = 4096,
     LINE_LENGTH = 4096,
-    DISCARD_AT_ONCE = 1 << 30, /* the kernel drops what is queued: no buffer has this size */
+    MANY_FDS = 40000, /* for 10,000 relays, and what else is open */
 };
 static const uint64_t SECOND = 1000000000;
+static const uint64_t LONGEST_START = 15000000000; /* until the last connection is through */
 static const uint64_t LONGEST_DRAIN = 5000000000; /* for the last replies, after the window */
-
-static inline void die(const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("peer: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    _exit(1);
-}
-
-static inline void die_of_errno(const char *what)
-{
-    die("%s: %s", what, strerror(errno));
-}
 
 /* ---- the window ---------------------------------------------------------------------------------------- */
 
@@ -123,45 +99,6 @@ static inline void sleep_until(uint64_t moment)
         ;
 }
 
-/* ---- sockets ------------------------------------------------------------------------------------------- */
-
-static inline void set_no_delay(int fd)
-{
-    int on = 1;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) != 0)
-        die_of_errno("TCP_NODELAY");
-}
-
-static inline struct sockaddr_in loopback(int port)
-{
-    return (struct sockaddr_in){
-        .sin_family = AF_INET,
-        .sin_port = htons((uint16_t)port),
-        .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
-    };
-}
-
-static inline int listen_on_loopback(int socket_flags)
-{
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | socket_flags, 0);
-    struct sockaddr_in address = loopback(0);
-    socklen_t length = sizeof address;
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, length) != 0 || listen(fd, BACKLOG) != 0
-        || getsockname(fd, (struct sockaddr *)&address, &length) != 0)
-        die_of_errno("listen");
-    printf("ready %d\n", ntohs(address.sin_port));
-    return fd;
-}
-
-static inline int connect_to(int port)
-{
-    struct sockaddr_in address = loopback(port);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) != 0)
-        die_of_errno("connect");
-    return fd;
-}
-
 /* ---- latencies ----------------------------------------------------------------------------------------- */
 
 struct latencies {
@@ -196,23 +133,44 @@ static inline double percentile(const struct latencies *latencies, double share)
     return (double)latencies->each[index < last ? index : last] / 1e9;
 }
 
+/* For a picture of the whole distribution. */
+static const double SHARES[] = {0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9995, 0.9999, 1};
+
 /* The fields that an answer ends with, and the end of the object. */
 static inline void latencies_print(struct latencies *latencies)
 {
     qsort(latencies->each, latencies->count, sizeof *latencies->each, compare_latencies);
-    printf(", \"messages\": %zu, \"p50\": %.9f, \"p99\": %.9f, \"p999\": %.9f}\n", latencies->count,
+    printf(", \"messages\": %zu, \"p50\": %.9f, \"p99\": %.9f, \"p999\": %.9f, \"quantiles\": [", latencies->count,
            percentile(latencies, 0.5), percentile(latencies, 0.99), percentile(latencies, 0.999));
+    for (size_t i = 0; i < sizeof SHARES / sizeof *SHARES; i++)
+        printf("%s[%g, %.9f]", i ? ", " : "", SHARES[i], percentile(latencies, SHARES[i]));
+    puts("]}");
 }
 
 /* ---- start --------------------------------------------------------------------------------------------- */
 
 static inline void allow_many_fds(void)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    struct rlimit limit, more = {MANY_FDS, MANY_FDS};
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= MANY_FDS)
+        return;
+    if (limit.rlim_max >= MANY_FDS || setrlimit(RLIMIT_NOFILE, &more) != 0) { /* root may have more */
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
     }
+}
+
+static inline void start_thread(void *(*body)(void *), void *argument)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 128 * 1024);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    int error = pthread_create(&thread, &attributes, body, argument);
+    if (error != 0)
+        die("pthread_create: %s", strerror(error));
+    pthread_attr_destroy(&attributes);
 }
 
 static inline void prepare_process(void)

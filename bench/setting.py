@@ -1,0 +1,129 @@
+"""A backend, a contender and a client, each a process, at a place: ready, and nothing sent yet."""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.addresses import show
+from bench.contenders import Contender
+from bench.peers import peer_command
+from bench.places import BACKEND_HOST, CLIENT_HOST, RELAY_HOST, Opened
+from bench.processes import READY_SECONDS, LineProcess, ProcessFailed
+from bench.regimes import RelayRegime
+from bench.usage import Usage
+
+# A relay that is stuck is given up on; nothing else takes as long.
+PATIENCE_SECONDS = 20.0
+SETTLE_SECONDS = 0.2  # for what a connection leaves behind to be cleared away
+
+
+@dataclass
+class Setting:
+    """The processes of a measurement."""
+
+    regime: RelayRegime
+    backend: LineProcess | None
+    relay: LineProcess
+    client: LineProcess
+    usage_before: Usage | None = None  # the relay's, when it had no connection
+
+    def begin(self) -> None:
+        """Have a one-way client begin to write; others begin when they are to be observed."""
+        if self.regime.backend_observes:
+            self.client.tell("go")
+
+    def observe(self, warmup: float, seconds: float, pids: list[int]) -> dict[str, Any]:
+        """What came through in that window, and the CPU that each of the processes used."""
+        observer = self.backend if self.regime.backend_observes else self.client
+        assert observer is not None
+        observer.tell(f"measure {warmup} {seconds} {' '.join(map(str, pids))}")
+        answer: dict[str, Any] = json.loads(observer.answer(warmup + seconds + PATIENCE_SECONDS))
+        return answer
+
+
+def relay_command(contender: Contender, at: str, target: str) -> list[str]:
+    return [sys.executable, "-m", "bench.contenders", contender.name, at, target]
+
+
+@contextmanager
+def set_up(
+    contender: Contender, regime: RelayRegime, weigh_first: bool = False
+) -> Iterator[Setting]:
+    """All of them are new, and end with the context.
+
+    ``weigh_first`` is for :attr:`Setting.usage_before`.
+    """
+    # A process for each measurement: what one leaves behind (buffers grown, pools filled) is not
+    # part of the next, and the chance in a process's memory layout is drawn anew each time.
+    with ExitStack() as stack:
+        place = stack.enter_context(regime.place.open())
+        backend, target = _start_backend(stack, place, regime)
+        command = relay_command(contender, show(place.relay), target)
+        relay = stack.enter_context(LineProcess(place.command(RELAY_HOST, command)))
+        address = relay.wait_until_ready()
+        try:
+            before = _weighed(relay, place, regime, address) if weigh_first else None
+            client = _start_client(stack, place, regime, address)
+            setting = Setting(regime, backend, relay, client, before)
+            if contender.process_for_each and regime.connections_last:
+                _await_processes(relay, regime.connections + 1)
+            yield setting
+        except ProcessFailed as failure:
+            raise blamed_on(relay, failure) from None
+
+
+def _start_backend(
+    stack: ExitStack, place: Opened, regime: RelayRegime
+) -> tuple[LineProcess | None, str]:
+    """The backend and its address; or no process, and the file that is sent."""
+    if regime.backend is None:
+        file = stack.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115 - it does
+        file.truncate(regime.size)
+        file.write(bytes(regime.size))  # not a hole: in the page cache
+        file.flush()
+        return None, f"file:{file.name}"
+    program, role = regime.backend
+    awaited = regime.connections if regime.backend_observes else 0
+    words = [awaited] if role == "sink" else []
+    command = peer_command(program, role, show(place.backend), *words)
+    backend = stack.enter_context(LineProcess(place.command(BACKEND_HOST, command)))
+    return backend, backend.wait_until_ready()
+
+
+def _start_client(
+    stack: ExitStack, place: Opened, regime: RelayRegime, address: str
+) -> LineProcess:
+    program, role = regime.client_program
+    sizes = ",".join(map(str, regime.sizes))
+    command = peer_command(program, role, address, sizes, regime.connections)
+    client = stack.enter_context(LineProcess(place.command(CLIENT_HOST, command)))
+    client.wait_until_ready()
+    return client
+
+
+def _weighed(relay: LineProcess, place: Opened, regime: RelayRegime, address: str) -> Usage:
+    """What it holds once a first message has come back: before that, it may not be itself yet."""
+    with ExitStack() as stack:
+        _start_client(stack, place, replace(regime, connections=1), address)
+    time.sleep(SETTLE_SECONDS)
+    return Usage.of(relay.family())
+
+
+def _await_processes(relay: LineProcess, count: int) -> None:
+    """One for each connection: their CPU counts only once they are known."""
+    deadline = time.monotonic() + READY_SECONDS
+    while len(relay.family()) < count:
+        if time.monotonic() > deadline:
+            raise ProcessFailed(f"it has {len(relay.family())} processes of {count}")
+        time.sleep(0.005)
+
+
+def blamed_on(relay: LineProcess, failure: ProcessFailed) -> ProcessFailed:
+    """What the relay has to say goes first: it is the cause more often than who noticed it."""
+    complaint = relay.last_complaint()
+    return ProcessFailed(f"{complaint} ({failure})") if complaint else failure
