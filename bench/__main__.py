@@ -1,9 +1,9 @@
-"""``python -m bench [relay | scale | memory | web] ...``; ``relay`` when nothing is named."""
+"""``python -m bench [COMMAND] ...``; the command is ``relay`` when none is named."""
 
 import sys
 
 try:
-    from bench import memory, relay
+    from bench import memory, relay, syscalls, ticker
     from bench.web import command as web
 except ModuleNotFoundError as error:
     if error.name != "tabulate":
@@ -14,6 +14,8 @@ COMMANDS = {
     "relay": relay.main,
     "scale": relay.scale,
     "memory": memory.main,
+    "ticker": ticker.main,
+    "syscalls": syscalls.main,
     "web": web.main,
 }
 

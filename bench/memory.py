@@ -113,7 +113,7 @@ def noting_failure(failures: dict[str, str], name: str) -> Iterator[None]:
 
 def measure_idle(contender: Contender, options: argparse.Namespace) -> IdleRelays:
     regime = PingPong("idle", options.size, options.relays)
-    with set_up(contender, regime, weigh_first=True) as setting:
+    with set_up(contender, regime, probe_first=True) as setting:
         setting.observe(0.0, options.seconds, [])
         time.sleep(options.settle)
         return _idle(contender, setting, options)

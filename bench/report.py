@@ -175,9 +175,11 @@ def _notes_of_load(rounds: Rounds) -> list[str]:
     return [f"something else kept {statistics.median(loads):.2f} CPUs busy meanwhile"]
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    alignment = ("left", *["right"] * (len(headings) - 1))
-    return tabulate(rows, headings, tablefmt="simple", colalign=alignment, disable_numparse=True)
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], last: str = "right") -> str:
+    alignment = ("left", *["right"] * (len(headings) - 2), last)
+    return str(
+        tabulate(rows, headings, tablefmt="simple", colalign=alignment, disable_numparse=True)
+    )
 
 
 def as_json(

@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +19,7 @@ from bench.usage import Usage
 
 # A relay that is stuck is given up on; nothing else takes as long.
 PATIENCE_SECONDS = 20.0
+PROBE_SECONDS = 0.05
 SETTLE_SECONDS = 0.2  # for what a connection leaves behind to be cleared away
 
 
@@ -37,13 +38,24 @@ class Setting:
         if self.regime.backend_observes:
             self.client.tell("go")
 
-    def observe(self, warmup: float, seconds: float, pids: list[int]) -> dict[str, Any]:
+    def observe(self, warmup: float, seconds: float, pids: Sequence[int]) -> dict[str, Any]:
         """What came through in that window, and the CPU that each of the processes used."""
+        self.begin_to_observe(warmup, seconds, pids)
+        return self.observed(warmup + seconds)
+
+    def begin_to_observe(self, warmup: float, seconds: float, pids: Sequence[int]) -> None:
+        self._observer.tell(f"measure {warmup} {seconds} {' '.join(map(str, pids))}")
+
+    def observed(self, seconds: float) -> dict[str, Any]:
+        """The answer, which is due in so many seconds."""
+        answer: dict[str, Any] = json.loads(self._observer.answer(seconds + PATIENCE_SECONDS))
+        return answer
+
+    @property
+    def _observer(self) -> LineProcess:
         observer = self.backend if self.regime.backend_observes else self.client
         assert observer is not None
-        observer.tell(f"measure {warmup} {seconds} {' '.join(map(str, pids))}")
-        answer: dict[str, Any] = json.loads(observer.answer(warmup + seconds + PATIENCE_SECONDS))
-        return answer
+        return observer
 
 
 def relay_command(contender: Contender, at: str, target: str) -> list[str]:
@@ -52,11 +64,13 @@ def relay_command(contender: Contender, at: str, target: str) -> list[str]:
 
 @contextmanager
 def set_up(
-    contender: Contender, regime: RelayRegime, weigh_first: bool = False
+    contender: Contender, regime: RelayRegime, probe_first: bool = False
 ) -> Iterator[Setting]:
     """All of them are new, and end with the context.
 
-    ``weigh_first`` is for :attr:`Setting.usage_before`.
+    With ``probe_first`` something has passed through the relay before, on a connection of its own:
+    until then it may not be itself yet, but Python that becomes another program. This is what
+    :attr:`Setting.usage_before` needs.
     """
     # A process for each measurement: what one leaves behind (buffers grown, pools filled) is not
     # part of the next, and the chance in a process's memory layout is drawn anew each time.
@@ -67,7 +81,7 @@ def set_up(
         relay = stack.enter_context(LineProcess(place.command(RELAY_HOST, command)))
         address = relay.wait_until_ready()
         try:
-            before = _weighed(relay, place, regime, address) if weigh_first else None
+            before = _probed(relay, place, regime, address) if probe_first else None
             client = _start_client(stack, place, regime, address)
             setting = Setting(regime, backend, relay, client, before)
             if contender.process_for_each and regime.connections_last:
@@ -106,10 +120,16 @@ def _start_client(
     return client
 
 
-def _weighed(relay: LineProcess, place: Opened, regime: RelayRegime, address: str) -> Usage:
-    """What it holds once a first message has come back: before that, it may not be itself yet."""
+def _probed(relay: LineProcess, place: Opened, regime: RelayRegime, address: str) -> Usage:
+    """What it holds when something has passed through it."""
     with ExitStack() as stack:
-        _start_client(stack, place, replace(regime, connections=1), address)
+        client = _start_client(stack, place, replace(regime, connections=1), address)
+        probe = Setting(regime, None, relay, client)
+        if regime.backend_observes:
+            probe.begin()
+            time.sleep(SETTLE_SECONDS)
+        else:
+            probe.observe(0.0, PROBE_SECONDS, [])
     time.sleep(SETTLE_SECONDS)
     return Usage.of(relay.family())
 
