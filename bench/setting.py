@@ -34,8 +34,17 @@ class Setting:
     usage_before: Usage | None = None  # the relay's, when it had no connection
 
     def begin(self) -> None:
-        """Have a one-way client begin to write; others begin when they are to be observed."""
+        """Have a one-way client write without a pause; others begin when they are observed.
+
+        First something has to have come on each of its connections: a relay that is saturated may
+        accept no more.
+        """
         if self.regime.backend_observes:
+            assert self.backend is not None
+            connections = self.regime.connections + (self.usage_before is not None)
+            self.client.tell("greet")
+            self.backend.tell(f"await {connections}")
+            self.backend.answer(READY_SECONDS)
             self.client.tell("go")
 
     def observe(self, warmup: float, seconds: float, pids: Sequence[int]) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def set_up(
         relay = stack.enter_context(LineProcess(place.command(RELAY_HOST, command)))
         address = relay.wait_until_ready()
         try:
-            before = _probed(relay, place, regime, address) if probe_first else None
+            before = _probed(backend, relay, place, regime, address) if probe_first else None
             client = _start_client(stack, place, regime, address)
             setting = Setting(regime, backend, relay, client, before)
             if contender.process_for_each and regime.connections_last:
@@ -102,9 +111,7 @@ def _start_backend(
         file.flush()
         return None, f"file:{file.name}"
     program, role = regime.backend
-    awaited = regime.connections if regime.backend_observes else 0
-    words = [awaited] if role == "sink" else []
-    command = peer_command(program, role, show(place.backend), *words)
+    command = peer_command(program, role, show(place.backend))
     backend = stack.enter_context(LineProcess(place.command(BACKEND_HOST, command)))
     return backend, backend.wait_until_ready()
 
@@ -120,16 +127,20 @@ def _start_client(
     return client
 
 
-def _probed(relay: LineProcess, place: Opened, regime: RelayRegime, address: str) -> Usage:
+def _probed(
+    backend: LineProcess | None,
+    relay: LineProcess,
+    place: Opened,
+    regime: RelayRegime,
+    address: str,
+) -> Usage:
     """What it holds when something has passed through it."""
+    regime = replace(regime, connections=1)
     with ExitStack() as stack:
-        client = _start_client(stack, place, replace(regime, connections=1), address)
-        probe = Setting(regime, None, relay, client)
-        if regime.backend_observes:
-            probe.begin()
-            time.sleep(SETTLE_SECONDS)
-        else:
-            probe.observe(0.0, PROBE_SECONDS, [])
+        client = _start_client(stack, place, regime, address)
+        probe = Setting(regime, backend, relay, client)
+        probe.begin()
+        probe.observe(0.0, PROBE_SECONDS, [])
     time.sleep(SETTLE_SECONDS)
     return Usage.of(relay.family())
 

@@ -1,13 +1,13 @@
 /* The backends of a relay under measurement.
  *
- *     backend sink ADDRESS CONNECTIONS   discards what it is sent, and counts it
- *     backend echo ADDRESS               sends back as many bytes as it is sent
+ *     backend sink ADDRESS   discards what it is sent, and counts it
+ *     backend echo ADDRESS   sends back as many bytes as it is sent
  *
- * Each listens, says "ready ADDRESS" on standard output, and ends at end of file on standard input. A sink takes a
- * command, as often as it is given:
+ * Each listens, says "ready ADDRESS" on standard output, and ends at end of file on standard input. A sink takes
+ * commands:
  *
- *     measure WARMUP SECONDS PID..   wait until something has come on CONNECTIONS connections, and then WARMUP
- *                                    seconds; observe for SECONDS; answer with one line of JSON
+ *     await N                        say so when something has come on N connections, since the beginning
+ *     measure WARMUP SECONDS PID..   wait WARMUP seconds, observe for SECONDS, answer with one line of JSON
  *
  * The answer holds the CPU seconds that each PID used in that very window: they are read here, where the window
  * is, so that the two cannot drift apart.
@@ -24,91 +24,105 @@
 
 static char payload[1 << 20]; /* what an echo sends; its content does not matter to a relay */
 
+static void watch(int poll, int fd, uint32_t events, void *what)
+{
+    struct epoll_event event = {.events = events, .data.ptr = what};
+    if (epoll_ctl(poll, EPOLL_CTL_ADD, fd, &event) != 0)
+        die_of_errno("epoll_ctl");
+}
+
+/* -1 when nobody waits. */
+static int accept_one(int listener)
+{
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0 && errno != EAGAIN)
+        die_of_errno("accept");
+    return fd;
+}
+
 /* ---- sink ---------------------------------------------------------------------------------------------- */
 
-/* One for each connection there ever was, on a cache line of its own; none is freed, so that a sum stays right. */
 struct drain {
-    _Alignas(64) atomic_ullong bytes;
-    int fd;
-    struct drain *next;
+    int fd, tcp, in_use;
 };
-static _Atomic(struct drain *) drains;
 
-static void *drain_connection(void *argument)
+static atomic_ullong bytes_drained;
+static atomic_int connections_in_use; /* how many have carried something, since the beginning */
+
+static void drain_accept(int poll, int listener)
 {
-    struct drain *drain = argument;
-    int tcp = is_tcp(drain->fd);
-    for (;;) {
-        ssize_t count = discard(drain->fd, tcp);
-        if (count <= 0)
-            break;
-        atomic_fetch_add_explicit(&drain->bytes, (unsigned long long)count, memory_order_relaxed);
+    int fd = accept_one(listener);
+    struct drain *drain = fd < 0 ? NULL : malloc(sizeof *drain);
+    if (!drain)
+        return;
+    *drain = (struct drain){.fd = fd, .tcp = is_tcp(fd)};
+    watch(poll, fd, EPOLLIN, drain);
+}
+
+static void drain_on_event(struct drain *drain)
+{
+    ssize_t count = discard(drain->fd, drain->tcp);
+    if (count > 0) {
+        bytes_drained += (unsigned long long)count;
+        connections_in_use += !drain->in_use;
+        drain->in_use = 1;
+    } else if (count == 0 || errno != EAGAIN) {
+        close(drain->fd);
+        free(drain);
     }
-    close(drain->fd);
-    return NULL;
 }
 
-static void *accept_drains(void *argument)
+static void *drain_all(void *argument)
 {
-    int listener = *(int *)argument;
+    int listener = *(int *)argument, poll = epoll_create1(EPOLL_CLOEXEC);
+    watch(poll, listener, EPOLLIN, argument);
     for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-        if (fd < 0)
-            die_of_errno("accept");
-        struct drain *drain = aligned_alloc(64, sizeof *drain);
-        if (!drain)
-            die("out of memory");
-        *drain = (struct drain){.fd = fd, .next = atomic_load(&drains)};
-        atomic_store(&drains, drain); /* this thread is the only one that adds */
-        start_thread(drain_connection, drain);
+        struct epoll_event events[EVENTS_AT_ONCE];
+        int count = epoll_wait(poll, events, EVENTS_AT_ONCE, -1);
+        for (int i = 0; i < count; i++)
+            if (events[i].data.ptr == argument)
+                drain_accept(poll, listener);
+            else
+                drain_on_event(events[i].data.ptr);
     }
     return NULL;
-}
-
-static unsigned long long bytes_drained(void)
-{
-    unsigned long long sum = 0;
-    for (struct drain *drain = atomic_load(&drains); drain; drain = drain->next)
-        sum += atomic_load_explicit(&drain->bytes, memory_order_relaxed);
-    return sum;
-}
-
-static int connections_in_use(void)
-{
-    int sum = 0;
-    for (struct drain *drain = atomic_load(&drains); drain; drain = drain->next)
-        sum += atomic_load_explicit(&drain->bytes, memory_order_relaxed) > 0;
-    return sum;
 }
 
 static void await_connections(int due)
 {
     uint64_t deadline = now() + LONGEST_START;
-    while (connections_in_use() < due) {
+    while (connections_in_use < due) {
         if (now() > deadline)
-            die("something came on %d connections of %d", connections_in_use(), due);
+            die("something came on %d connections of %d", connections_in_use, due);
         sleep_until(now() + SECOND / 1000);
     }
+    puts("they have come");
 }
 
-static void run_sink(const char *address, int connections)
+static void sink_measure(char *command)
+{
+    struct window window = window_from_command(command);
+    sleep_until(window.begin);
+    window_open(&window);
+    unsigned long long before = bytes_drained;
+    sleep_until(window.end);
+    unsigned long long after = bytes_drained;
+    window_close(&window);
+    window_print(&window);
+    printf(", \"bytes\": %llu}\n", after - before);
+}
+
+static void run_sink(const char *address)
 {
     char line[LINE_LENGTH];
     static int listener;
-    listener = listen_at(address, 0);
-    start_thread(accept_drains, &listener);
-    while (fgets(line, sizeof line, stdin)) {
-        await_connections(connections);
-        struct window window = window_from_command(line);
-        sleep_until(window.begin);
-        window_open(&window);
-        unsigned long long before = bytes_drained();
-        sleep_until(window.end);
-        unsigned long long after = bytes_drained();
-        window_close(&window);
-        window_print(&window);
-        printf(", \"bytes\": %llu}\n", after - before);
-    }
+    listener = listen_at(address, SOCK_NONBLOCK);
+    start_thread(drain_all, &listener);
+    while (fgets(line, sizeof line, stdin))
+        if (strncmp(line, "await ", 6) == 0)
+            await_connections(atoi(line + 6));
+        else
+            sink_measure(line);
 }
 
 /* ---- echo ---------------------------------------------------------------------------------------------- */
@@ -149,36 +163,22 @@ static int echo_on_event(struct echo *echo, uint32_t events)
 
 static void echo_accept(int poll, int listener)
 {
-    for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0 && errno == EAGAIN)
-            return;
-        if (fd < 0)
-            die_of_errno("accept");
+    for (int fd; (fd = accept_one(listener)) >= 0;) {
         set_no_delay(fd);
         struct echo *echo = malloc(sizeof *echo);
         if (!echo)
             die("out of memory");
         *echo = (struct echo){.fd = fd, .tcp = is_tcp(fd)};
-        struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = echo};
-        if (epoll_ctl(poll, EPOLL_CTL_ADD, fd, &event) != 0)
-            die_of_errno("epoll_ctl");
+        watch(poll, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, echo);
     }
-}
-
-static void echo_watch(int poll, int *fd)
-{
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = fd};
-    if (epoll_ctl(poll, EPOLL_CTL_ADD, *fd, &event) != 0)
-        die_of_errno("epoll_ctl");
 }
 
 static void run_echo(const char *address)
 {
     int poll = epoll_create1(EPOLL_CLOEXEC);
     int listener = listen_at(address, SOCK_NONBLOCK), commands = STDIN_FILENO;
-    echo_watch(poll, &listener);
-    echo_watch(poll, &commands);
+    watch(poll, listener, EPOLLIN, &listener);
+    watch(poll, commands, EPOLLIN, &commands);
     for (;;) {
         struct epoll_event events[EVENTS_AT_ONCE];
         int count = epoll_wait(poll, events, EVENTS_AT_ONCE, -1);
@@ -202,11 +202,11 @@ int main(int argc, char **argv)
 {
     prepare_process();
     const char *role = argc > 1 ? argv[1] : "";
-    if (argc == 4 && strcmp(role, "sink") == 0)
-        run_sink(argv[2], atoi(argv[3]));
+    if (argc == 3 && strcmp(role, "sink") == 0)
+        run_sink(argv[2]);
     else if (argc == 3 && strcmp(role, "echo") == 0)
         run_echo(argv[2]);
     else
-        die("usage: backend sink ADDRESS CONNECTIONS | backend echo ADDRESS");
+        die("usage: backend (sink | echo) ADDRESS");
     return 0;
 }

@@ -14,6 +14,7 @@ from bench.peers.window import (
     answer,
     discard,
     prepare_process,
+    say,
     sleep_until,
 )
 
@@ -30,7 +31,7 @@ def accept_for_ever(listener: socket.socket, serve: Callable[[socket.socket], No
         threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
 
-def run_sink(address: str, connections: str) -> None:
+def run_sink(address: str) -> None:
     counts: list[list[int]] = []  # a cell for each thread, so that no update is lost
 
     def drain(connection: socket.socket) -> None:
@@ -42,15 +43,22 @@ def run_sink(address: str, connections: str) -> None:
 
     threading.Thread(target=accept_for_ever, args=(listen(address), drain), daemon=True).start()
     for line in sys.stdin:
-        await_connections(counts, int(connections))
-        window = Window(line)
-        sleep_until(window.begin)
-        window.open()
-        before = sum(cell[0] for cell in counts)
-        sleep_until(window.end)
-        after = sum(cell[0] for cell in counts)
-        window.close()
-        answer(window, {"bytes": after - before})
+        word, _, rest = line.partition(" ")
+        if word == "await":
+            await_connections(counts, int(rest))
+        else:
+            measure(counts, line)
+
+
+def measure(counts: list[list[int]], command: str) -> None:
+    window = Window(command)
+    sleep_until(window.begin)
+    window.open()
+    before = sum(cell[0] for cell in counts)
+    sleep_until(window.end)
+    after = sum(cell[0] for cell in counts)
+    window.close()
+    answer(window, {"bytes": after - before})
 
 
 def await_connections(counts: list[list[int]], due: int) -> None:
@@ -59,6 +67,7 @@ def await_connections(counts: list[list[int]], due: int) -> None:
         if time.monotonic() > deadline:
             sys.exit(f"something came on {used} connections of {due}")
         time.sleep(0.001)
+    say("they have come")
 
 
 def run_echo(address: str) -> None:

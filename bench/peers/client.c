@@ -8,10 +8,11 @@
  * connects to ADDRESS, says "ready" on standard output (a ping when a message has come back on each connection),
  * and ends at end of file on standard input. Commands:
  *
- *     go                             write: begin; it never stops by itself
+ *     greet                          write: once on each connection
+ *     go                             write: then without a pause; it never stops by itself
  *     measure WARMUP SECONDS PID..   ping: wait WARMUP seconds, and observe as the sink in backend.c does
  *
- * One epoll_wait serves all connections of a ping.
+ * One epoll_wait serves all connections: threads would take the CPU from a relay that has but one.
  */
 
 #define _GNU_SOURCE
@@ -42,19 +43,48 @@ static size_t next_size(unsigned *number)
     return sizes.each[(*number)++ % (unsigned)sizes.count];
 }
 
+/* It does not block from now on. */
+static void watch(int poll, int fd, uint32_t events, void *what)
+{
+    struct epoll_event event = {.events = events, .data.ptr = what};
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) != 0)
+        die_of_errno("fcntl");
+    if (epoll_ctl(poll, EPOLL_CTL_ADD, fd, &event) != 0)
+        die_of_errno("epoll_ctl");
+}
+
 /* ---- write --------------------------------------------------------------------------------------------- */
+
+struct writer {
+    int fd;
+    unsigned number; /* of writes that have begun */
+    size_t left;     /* of the last of them */
+};
+
+/* Until the socket takes no more, or it is the others' turn. */
+static void write_some(struct writer *writer, size_t at_once)
+{
+    for (size_t done = 0; done < at_once;) {
+        if (writer->left == 0)
+            writer->left = next_size(&writer->number);
+        ssize_t sent = send(writer->fd, payload, writer->left, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EAGAIN)
+            return;
+        if (sent < 0)
+            die_of_errno("send");
+        writer->left -= (size_t)sent;
+        done += (size_t)sent;
+    }
+}
 
 static void *write_for_ever(void *argument)
 {
-    int fd = *(int *)argument;
-    for (unsigned number = 0;;) {
-        size_t size = next_size(&number);
-        for (size_t done = 0; done < size;) {
-            ssize_t sent = send(fd, payload, size - done, MSG_NOSIGNAL);
-            if (sent < 0)
-                die_of_errno("send");
-            done += (size_t)sent;
-        }
+    int poll = *(int *)argument;
+    for (;;) {
+        struct epoll_event events[EVENTS_AT_ONCE];
+        int count = epoll_wait(poll, events, EVENTS_AT_ONCE, -1);
+        for (int i = 0; i < count; i++)
+            write_some(events[i].data.ptr, 1 << 18);
     }
     return NULL;
 }
@@ -62,16 +92,20 @@ static void *write_for_ever(void *argument)
 static void run_write(const struct address *relay, int connections, int no_delay)
 {
     char line[LINE_LENGTH];
-    int *fds = calloc((size_t)connections, sizeof *fds);
+    int poll = epoll_create1(EPOLL_CLOEXEC);
+    struct writer *writers = calloc((size_t)connections, sizeof *writers);
     for (int i = 0; i < connections; i++) {
-        fds[i] = connect_to(relay);
+        writers[i].fd = connect_to(relay);
         if (no_delay)
-            set_no_delay(fds[i]);
+            set_no_delay(writers[i].fd);
+        watch(poll, writers[i].fd, EPOLLOUT, &writers[i]);
     }
     puts("ready");
-    if (fgets(line, sizeof line, stdin)) /* "go" */
+    if (fgets(line, sizeof line, stdin)) /* "greet" */
         for (int i = 0; i < connections; i++)
-            start_thread(write_for_ever, &fds[i]);
+            write_some(&writers[i], 1);
+    if (fgets(line, sizeof line, stdin)) /* "go" */
+        start_thread(write_for_ever, &poll);
     while (fgets(line, sizeof line, stdin))
         ;
 }
@@ -195,11 +229,7 @@ static void ping_connect(struct pinger *pinger, const struct address *relay)
     pinger->fd = connect_to(relay);
     pinger->tcp = is_tcp(pinger->fd);
     set_no_delay(pinger->fd);
-    if (fcntl(pinger->fd, F_SETFL, O_NONBLOCK) != 0)
-        die_of_errno("fcntl");
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.ptr = pinger};
-    if (epoll_ctl(ping.poll, EPOLL_CTL_ADD, pinger->fd, &event) != 0)
-        die_of_errno("epoll_ctl");
+    watch(ping.poll, pinger->fd, EPOLLIN | EPOLLOUT | EPOLLET, pinger);
 }
 
 /* Some at a time, each with a message there and back: more at once would be more than a backlog holds. */

@@ -35,7 +35,10 @@ def run_write(relay: Address, sizes: list[int], connections: int, no_delay: bool
         if no_delay:
             set_no_delay(connection)
     say("ready")
-    if sys.stdin.readline():
+    if sys.stdin.readline():  # "greet"
+        for connection in opened:
+            connection.sendall(payloads[0])
+    if sys.stdin.readline():  # "go"
         for connection in opened:
             threading.Thread(target=write, args=(connection,), daemon=True).start()
     sys.stdin.read()
