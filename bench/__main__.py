@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from bench import memory, relay, syscalls, ticker
+    from bench import memory, pictures, relay, syscalls, ticker
     from bench.web import command as web
 except ModuleNotFoundError as error:
     if error.name != "tabulate":
@@ -17,6 +17,7 @@ COMMANDS = {
     "ticker": ticker.main,
     "syscalls": syscalls.main,
     "web": web.main,
+    "pictures": pictures.main,
 }
 
 

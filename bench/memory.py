@@ -177,4 +177,4 @@ def _row(name: str, rounds: Sequence[IdleRelays]) -> list[str]:
 def write_json(path: str, facts: dict[str, str], results: dict[str, list[IdleRelays]]) -> None:
     rounds = {name: [vars(result) for result in measured] for name, measured in results.items()}
     with open(path, "w") as file:
-        json.dump({"machine": facts, "contenders": rounds}, file, indent=1)
+        json.dump({"machine": facts, "memory": rounds}, file, indent=1)

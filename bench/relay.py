@@ -3,8 +3,9 @@
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
-from bench import machine, report
+from bench import machine, pictures, report
 from bench.command_line import (
     add_rounds_options,
     check_rounds_options,
@@ -25,6 +26,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
         "--regime", action="append", metavar="NAME", help="only these (repeatable; * and ? work)"
     )
     add_rounds_options(options)
+    options.add_argument("--pictures", type=Path, metavar="DIR", help="draw pictures into DIR")
     return options
 
 
@@ -53,9 +55,11 @@ def run(
     done: list[report.Rounds] = []
     status = run_rounds(done, planned, options, measure, report.regime_table, Contender.why_not)
     print(report.ratio_table(done))
+    figures = json.dumps(report.as_json(facts, done, report.COMPARISONS), indent=1)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(report.as_json(facts, done, report.COMPARISONS), file, indent=1)
+        Path(options.json).write_text(figures)
+    if options.pictures:
+        pictures.draw(json.loads(figures)["regimes"], {}, options.pictures, options.contender)
     return status
 
 
