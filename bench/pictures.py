@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.command_line import add_contender_option
 from bench.contenders import all_contenders
+from bench.report import BASELINE
 from bench.styles import SIZE, finish, hide_frame, name_powers, style_of
 
 # What the JSON has for a regime, as bench/report.py writes it.
@@ -121,13 +122,13 @@ def _curves(
     """A point for each regime in which the contender was measured."""
     curves = {}
     for name in names:
-        points = sorted(
-            (figures[x], figures["contenders"][name][y] * scale)
+        points = {
+            figures[x]: figures["contenders"][name][y] * scale
             for figures in found
             if name in figures["contenders"]
-        )
+        }
         if points:
-            xs, ys = zip(*points, strict=True)
+            xs, ys = zip(*sorted(points.items()), strict=True)
             curves[name] = (xs, ys)
     return curves
 
@@ -169,7 +170,9 @@ def _distributions(figures: Figures, names: Sequence[str]) -> dict[str, Curve]:
 
 
 def _latency_panel(curves: Mapping[str, Curve]) -> Panel:
-    return Panel("From sending until all is back (lower is better)", "percentile", "µs", curves)
+    return Panel(
+        "From sending until all is back (lower is better)", "percentile", "latency, µs", curves
+    )
 
 
 def _panels(title: str, panels: Sequence[Panel]) -> Any:
@@ -208,7 +211,9 @@ def _overview(regimes: Mapping[str, Figures], names: Sequence[str]) -> Any:
     """Every regime is a line of points, a point for each contender."""
     from matplotlib.figure import Figure
 
-    measured = {name: figures for name, figures in regimes.items() if figures["contenders"]}
+    measured = {
+        name: figures for name, figures in regimes.items() if BASELINE in figures["contenders"]
+    }
     figure = Figure(figsize=(15, 2 + 0.5 * len(measured)))
     figure.suptitle("Beside the gevent loop", fontsize=13, fontweight="bold", x=0.02, ha="left")
     axes = figure.subplots(1, 2, sharey=True)
@@ -234,7 +239,7 @@ def _draw_ratios(
         if points:
             xs, ys = zip(*points, strict=True)
             axis.plot(xs, ys, label=name, **{**style_of(name), "linestyle": "none"})
-    axis.set(title=f"{field} (higher is better)", xscale="log")
+    axis.set(title=f"{field.replace('cpu', 'CPU')} (higher is better)", xscale="log")
     name_powers(axis.xaxis)
     hide_frame(axis)
     axis.axvline(1, color="black", linewidth=0.8, zorder=1)

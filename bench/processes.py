@@ -78,9 +78,9 @@ class LineProcess:
         line, self._unread = self._unread.split(b"\n", 1)
         return line.decode()
 
-    def wait_until_ready(self) -> str:
+    def wait_until_ready(self, timeout: float = READY_SECONDS) -> str:
         """Waits for a line ``ready ...``; returns its rest."""
-        line = self.answer(READY_SECONDS)
+        line = self.answer(timeout)
         word, _, rest = line.partition(" ")
         if word != "ready":
             raise self._failure(f"said {line!r} instead of 'ready'")

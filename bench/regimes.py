@@ -1,5 +1,6 @@
 """What is sent through a relay: the regimes that are measured."""
 
+import resource
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,8 @@ from bench.peers import BACKEND, CLIENT, CONNECTIONS
 
 KIB = 1024
 MIB = 1024 * KIB
+MOST_RELAYS = 10_000
+SPARE_FDS = 3000
 
 SINK, ECHO = (BACKEND, "sink"), (BACKEND, "echo")
 
@@ -180,8 +183,20 @@ REGIMES: tuple[RelayRegime, ...] = (
     FileToSocket("file-64m", 64 * MIB, 1),
 )
 
+
+def most_relays() -> int:
+    """10,000, or as many thousands as one process may have sockets for here, and some pipes."""
+    _, fds = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if fds == resource.RLIM_INFINITY:
+        return MOST_RELAYS
+    return max(1000, min(MOST_RELAYS, (fds - SPARE_FDS) // 2 // 1000 * 1000))
+
+
 # What a message and a byte cost, with that many relays at the same time.
 SCALE: tuple[RelayRegime, ...] = (
-    *(PingPong(f"ping-pong-256-x{count}", 256, count) for count in (1, 10, 100, 1000, 10_000)),
+    *(
+        PingPong(f"ping-pong-256-x{count}", 256, count)
+        for count in sorted({1, 10, 100, 1000, most_relays()})
+    ),
     *(OneWay(f"one-way-16k-x{count}", 16 * KIB, count) for count in (1, 10, 100, 1000)),
 )

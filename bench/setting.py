@@ -19,6 +19,7 @@ from bench.usage import Usage
 
 # A relay that is stuck is given up on; nothing else takes as long.
 PATIENCE_SECONDS = 20.0
+CONNECT_SECONDS = 0.005  # for each connection, at the most
 PROBE_SECONDS = 0.05
 SETTLE_SECONDS = 0.2  # for what a connection leaves behind to be cleared away
 
@@ -123,7 +124,7 @@ def _start_client(
     sizes = ",".join(map(str, regime.sizes))
     command = peer_command(program, role, address, sizes, regime.connections)
     client = stack.enter_context(LineProcess(place.command(CLIENT_HOST, command)))
-    client.wait_until_ready()
+    client.wait_until_ready(READY_SECONDS + regime.connections * CONNECT_SECONDS)
     return client
 
 

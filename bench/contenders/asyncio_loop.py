@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.addresses import Address, announce, listening
+from bench.addresses import BACKLOG, Address, announce, listening
 from bench.contenders import Contender
 
 READ_SIZE = 65536
@@ -40,9 +40,9 @@ async def relay_streams(at: Address, backend: Address) -> None:
 
     listener = listening(at)
     if isinstance(at, str):
-        server = await asyncio.start_unix_server(handle, sock=listener)
+        server = await asyncio.start_unix_server(handle, sock=listener, backlog=BACKLOG)
     else:
-        server = await asyncio.start_server(handle, sock=listener)
+        server = await asyncio.start_server(handle, sock=listener, backlog=BACKLOG)
     await _serve_for_ever(server, listener.getsockname())
 
 
@@ -62,7 +62,7 @@ async def relay_protocols(at: Address, backend: Address) -> None:
 
     listener = listening(at)
     create = loop.create_unix_server if isinstance(at, str) else loop.create_server
-    server = await create(partial(Client, connect), sock=listener)
+    server = await create(partial(Client, connect), sock=listener, backlog=BACKLOG)
     await _serve_for_ever(server, listener.getsockname())
 
 
@@ -95,7 +95,7 @@ async def _serve_streams(at: Address, handle: Any) -> None:
     import asyncio
 
     listener = listening(at)
-    server = await asyncio.start_server(handle, sock=listener)
+    server = await asyncio.start_server(handle, sock=listener, backlog=BACKLOG)
     await _serve_for_ever(server, listener.getsockname())
 
 

@@ -11,6 +11,7 @@ CONFIGURATION = """
 global
     nbthread 1
     maxconn {most_connections}
+    maxpipes {pipes}
 defaults
     mode tcp
     timeout connect 5s
@@ -27,6 +28,7 @@ SPLICE = """
     option splice-response
 """
 OWN_FDS = 200  # at the most, beside those of connections
+PIPES = 1000  # by default it has one for four connections
 
 
 def missing() -> str:
@@ -39,6 +41,7 @@ def serve(at: Address, backend: Address, options: str = "") -> None:
         options=options,
         listener=listener.fileno(),
         most_connections=most_connections(),
+        pipes=PIPES,
         backend=f"unix@{backend}" if isinstance(backend, str) else "{}:{}".format(*backend),
     )
     become_haproxy(text, listener)
@@ -47,7 +50,7 @@ def serve(at: Address, backend: Address, options: str = "") -> None:
 def most_connections() -> int:
     """As many as there are fds for: HAProxy does not start if it is promised more."""
     fds, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(12_000, (fds - OWN_FDS) // 4)  # two sockets each, and two ends of a pipe
+    return min(12_000, (fds - OWN_FDS) // 2 - PIPES)
 
 
 def become_haproxy(configuration: str, listener: socket.socket) -> None:
