@@ -120,7 +120,7 @@ def _curves(
     found: Sequence[Figures], names: Sequence[str], x: str, y: str, scale: float
 ) -> dict[str, Curve]:
     """A point for each regime in which the contender was measured."""
-    curves = {}
+    curves: dict[str, Curve] = {}
     for name in names:
         points = {
             figures[x]: figures["contenders"][name][y] * scale
@@ -157,7 +157,7 @@ def _scale(regimes: Mapping[str, Figures], names: Sequence[str]) -> Iterator[Pan
 
 def _distributions(figures: Figures, names: Sequence[str]) -> dict[str, Curve]:
     """Latency in µs against how rare it is: the median round for each share."""
-    curves = {}
+    curves: dict[str, Curve] = {}
     for name in names:
         rounds = figures["contenders"].get(name, {}).get("rounds", {}).values()
         tables = [dict(map(tuple, one["quantiles"])) for one in rounds if one.get("quantiles")]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.addresses import Address
-from bench.regimes import FileToSocket, RelayRegime
+from bench.regimes import MOST_RELAYS, FileToSocket, RelayRegime, relays_allowed
 
 
 def nothing() -> str:
@@ -45,7 +45,8 @@ class Contender:
     ticks: bool = False  # on SIGUSR2: see _ticker.py
     by_default: bool = True  # else only when it is asked for by name
     process_for_each: bool = False  # connection that it relays
-    most_connections: int = 10_000
+    most_connections: int = MOST_RELAYS
+    fds_each: int = 2  # that a connection needs
 
     def why_not(self, regime: RelayRegime) -> str:
         """What keeps it out of a regime; nothing if it can take part."""
@@ -53,6 +54,8 @@ class Contender:
             return "it sends no files"
         if regime.connections > self.most_connections:
             return f"it is not asked for more than {self.most_connections} connections"
+        if regime.connections > relays_allowed(self.fds_each):
+            return f"it needs {self.fds_each} fds for each connection, and may not have as many"
         if self.process_for_each and not regime.connections_last:
             return "its processes have ended before their CPU can be read"
         return ""

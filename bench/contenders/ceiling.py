@@ -37,5 +37,6 @@ CONTENDERS = [
         source=SOURCE,
         send_file=send_file,
         most_connections=1000,
+        fds_each=6,
     )
 ]

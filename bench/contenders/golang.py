@@ -38,6 +38,7 @@ CONTENDERS = [
         missing,
         source=SOURCE,
         send_file=send_file,
+        fds_each=6,
     ),
     Contender(
         "go-all-cpus",
@@ -46,6 +47,7 @@ CONTENDERS = [
         missing,
         source=SOURCE,
         send_file=partial(send_file, threads=""),
+        fds_each=6,
         by_default=False,
     ),
 ]

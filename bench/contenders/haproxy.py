@@ -28,7 +28,7 @@ SPLICE = """
     option splice-response
 """
 OWN_FDS = 200  # at the most, beside those of connections
-PIPES = 1000  # by default it has one for four connections
+PIPES = 500  # by default it has one for four connections
 
 
 def missing() -> str:
