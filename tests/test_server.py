@@ -624,14 +624,13 @@ def test_stop_ends_what_has_not_finished_in_time(
     assert receive(client) == b""
 
 
-def test_stop_ends_a_relay_whose_sink_has_stalled(forward: Any, serve: Any, dial: Any) -> None:
-    backend = serve(StreamServer(LOOPBACK, lambda sock, _: gevent.sleep(60)))
-    server = forward(backend.address)
+def test_stop_ends_a_relay_whose_sink_has_stalled(forward: Any, listen: Any, dial: Any) -> None:
+    server = forward(listen().getsockname())  # in whose backlog connections stay
     client = dial(server)
-    assert fill(client) > 0
+    wait_until(lambda: gsplice.stats().active == 2)
+    wait_until(lambda: fill(client) == 0)
     server.stop(0)
     assert server.connections == 0
-    backend.stop(0)
 
 
 def test_stop_ends_a_connection_that_is_still_connecting(
