@@ -261,12 +261,13 @@ def _memory(memory: Mapping[str, Any], names: Sequence[str]) -> Any:
     rows.sort(reverse=True)
     figure = Figure(figsize=(SIZE[0], 1.2 + 0.34 * len(rows)))
     axis = figure.subplots()
-    sizes, fds, labels = zip(*rows, strict=True)
-    bars = axis.barh(labels, sizes, color=[style_of(name)["color"] for name in labels])
-    texts = [f"{size:.1f} KB, {count:.3g} fds" for size, count in zip(sizes, fds, strict=True)]
-    axis.bar_label(bars, texts, padding=4)
+    for line, (size, fds, name) in enumerate(rows):
+        axis.plot(size, line, **style_of(name))
+        words = f"{size:.1f} KB, {fds:.3g} fds"
+        axis.annotate(words, (size, line), (8, 0), textcoords="offset points", va="center")
+    axis.set_yticks(range(len(rows)), [name for _, _, name in rows])
     axis.set(title="An idle relay (lower is better)", xlabel="RSS, KB of 1,024 bytes", xscale="log")
-    axis.set_xlim(right=max(sizes) * 5)
+    axis.set_xlim(right=5 * max(size for size, _, _ in rows))  # room for the words
     name_powers(axis.xaxis)
     hide_frame(axis)
     return figure
