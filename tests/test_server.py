@@ -127,6 +127,23 @@ def test_forwards_to_a_host_and_port(
     assert echoed(client, data) == data
 
 
+def test_a_numeric_target_is_not_looked_up(
+    forward: Any, echo: StreamServer, keep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(*arguments: Any) -> Any:
+        raise AssertionError(f"looked up: {arguments}")
+
+    monkeypatch.setattr(gevent.get_hub().resolver, "getaddrinfo", look_up)
+    client = keep(socket.socket())
+    client.settimeout(10)
+    client.connect(forward(("127.0.0.1", echo.server_port)).address)
+    assert echoed(client, b"numeric") == b"numeric"
+
+
+def test_the_name_of_a_target_is_looked_up(forward: Any, echo: StreamServer, dial: Any) -> None:
+    assert echoed(dial(forward(("localhost", echo.server_port))), b"a name") == b"a name"
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_forwards_to_the_path_of_a_unix_socket(
     kind: Any, forward: Any, serve: Any, dial: Any, listen: Any, tmp_path: Path
