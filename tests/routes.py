@@ -26,6 +26,8 @@ STREAM = pattern(100_007, 11)
 STALLING = STREAM[:40_001]
 MESSAGES = STREAM[:900]
 MESSAGE = 300
+#: Of a body so much that it is worth while to see through it.
+BODY = pattern(140_009, 13)
 #: Of a file there is more than one round of ``sendfile``.
 ROUNDS = pattern(600_011, 12)
 
@@ -282,7 +284,7 @@ ROUTES = {
     "chunks of a file, copied": Route(
         GivingFile, TakingChunks, ("pread", "send", "sendmsg"), "copy"
     ),
-    "body": Route(GivingResponse, Taking, ("splice", "recv_into")),
+    "body": Route(GivingResponse, Taking, ("splice", "recv_into"), data=BODY),
     "body, spliced": Route(GivingResponse, Taking, ("splice", "recv_into"), "splice"),
     "body, stalled": Route(GivingResponse, TakingLate, ("splice", "recv_into"), "splice", STALLING),
 }
