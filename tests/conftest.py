@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,12 @@ TAKEOVERS = ("socket", "shutil", "http", "pywsgi", "gunicorn")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take every warning for an error."""
+    """Take every warning for an error, and Ctrl-C for what it is.
+
+    What runs in the background of a script ignores SIGINT, and so would the programs under test.
+    """
     config.addinivalue_line("filterwarnings", "error")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

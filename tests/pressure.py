@@ -95,13 +95,23 @@ class Sample:
 
 
 def _polled(pid: int) -> int:
-    """Return how many fds the kernel polls for a process."""
+    """Return how many fds the kernel polls for a process, when it has said which (or is too busy).
+
+    libuv says so right before it waits, which is after the answer to the last question.
+    """
+    deadline = time.monotonic() + 1
+    while not _is_asleep(pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
     polled = 0
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             if "eventpoll" in os.readlink(f"/proc/{pid}/fd/{fd}"):
                 polled += Path(f"/proc/{pid}/fdinfo/{fd}").read_text().count("tfd:")
     return polled
+
+
+def _is_asleep(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 class Site:
