@@ -10,7 +10,8 @@ the socket has ended too early, it is read from as any loop would, and says what
 
 Each library has its own module in `gsplice.takeover`, which registers here how to look at its
 objects. They are known by the name of their exact class, so no library has to be imported, and a
-subclass, which may do something to the bytes, is used by its own methods.
+subclass, which may do something to the bytes, is used by its own methods. So is an object of which
+a method has been replaced (`_own_methods`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from gsplice import _account
+from gsplice import _account, _own_methods
 from gsplice._endpoint import ObjectSource, SocketSource
 
 #: Bytes. A body that is known to be smaller is cheaper to read than to see through, which takes two
@@ -129,7 +130,7 @@ def wrapped(thing: Any) -> Any:
     """Return what *thing* stands for, however many wrappers are around it; itself, mostly."""
     while attribute := _wrappers.get(_class_name(thing)):
         inner = getattr(thing, attribute, None)
-        if inner is None:
+        if inner is None or _own_methods.has_own(thing, _own_methods.READING):
             break
         thing = inner
     return thing
@@ -139,7 +140,7 @@ def look(thing: Any) -> Body | None:
     """Return the body that *thing* is, None where it is none or cannot be seen through."""
     name = _class_name(thing)
     see = _looks.get(name)
-    if see is None:
+    if see is None or _own_methods.has_own(thing, _own_methods.READING):
         return None
     try:
         return see(thing)

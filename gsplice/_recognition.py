@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
 
-from gsplice import _body, _gevent, _kernel, _reader
+from gsplice import _body, _gevent, _kernel, _own_methods, _reader
 from gsplice._body import BodySource
 from gsplice._endpoint import (
     BinaryFile,
@@ -31,6 +31,7 @@ from gsplice._endpoint import (
     Source,
 )
 from gsplice._gevent import GeventSocket
+from gsplice._own_methods import READING, WRITING
 
 _SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 
@@ -45,7 +46,7 @@ def source(thing: Any) -> Source:
         return _reader_source(thing, thing, None)
     if type(thing) is io.BufferedReader and type(thing.raw) is SocketIO:
         return _reader_source(thing, thing.raw, thing)
-    file = _regular_file(thing)
+    file = _regular_file(thing, READING)
     if file is not None and file.readable():
         return FileSource(file)
     return _body_source(thing) or ObjectSource(_read_method(thing))
@@ -60,10 +61,10 @@ def sink(thing: Any) -> Sink:
     _refuse_foreign_socket(thing)
     writer = thing if type(thing) is io.BufferedWriter else None
     sock = _written_socket(thing if writer is None else writer.raw)
-    if sock is not None:
+    if sock is not None and not _has_own(thing, WRITING):
         _check_open(thing)
         return _socket_sink(sock, writer, thing)
-    file = _regular_file(thing)
+    file = _regular_file(thing, WRITING)
     if file is not None and file.writable():
         return FileSink(file)
     return ObjectSink(thing, _write_method(thing))
@@ -101,10 +102,10 @@ def _reader_source(thing: Any, raw: Any, reader: io.BufferedReader | None) -> So
     if not thing.readable():
         raise TypeError(f"{thing!r} is no source: it is not open for reading")
     _refuse_foreign_socket(_reader.under(raw))
-    read = raw.read if reader is None else reader.read1
     sock = _reader.socket_of(raw)
-    if sock is None:
-        return ObjectSource(read)
+    if sock is None or _has_own(thing, READING):
+        return ObjectSource(_read_method(thing))
+    read = raw.read if reader is None else reader.read1
     return _socket_source(sock, _reader.Reader(raw, reader), read)
 
 
@@ -121,7 +122,7 @@ def _written_socket(raw: Any) -> Any:
     # Its write() is sendall(). Asked for by name: socketserver may well not be loaded.
     if f"{type(raw).__module__}.{type(raw).__name__}" == "socketserver._SocketWriter":
         writes_to_socket = True
-    if not writes_to_socket:
+    if not writes_to_socket or _own_methods.has_own(raw, WRITING):
         return None
     sock = _reader.under(raw)
     _refuse_foreign_socket(sock)
@@ -146,13 +147,15 @@ def socket_of_end(thing: Any) -> Any:
 def is_socket_source(thing: Any) -> bool:
     """Return whether *thing* is a socket or a reader on one, whatever its state."""
     sock = socket_of_end(thing)
-    return isinstance(sock, GeventSocket) and is_real_stream_socket(sock)
+    if not isinstance(sock, GeventSocket) or not is_real_stream_socket(sock):
+        return False
+    return sock is thing or not _has_own(thing, READING)
 
 
 def is_regular_file(thing: Any) -> bool:
     """Return whether *thing* is a regular file opened in binary mode to be read."""
     try:
-        file = _regular_file(thing)
+        file = _regular_file(thing, READING)
     except (ValueError, OSError):
         return False
     return file is not None and file.readable()
@@ -186,15 +189,29 @@ def _check_open(stream: Any) -> None:
         raise ValueError("I/O operation on closed file.")
 
 
-def _regular_file(thing: Any) -> BinaryFile | None:
-    """Return the file object to use if *thing* is a regular file opened in binary mode."""
+def _has_own(stream: Any, names: tuple[str, ...]) -> bool:
+    """Whether a method of *stream* is its own, or one of the raw stream under it."""
+    raw = getattr(stream, "raw", stream)
+    return _own_methods.has_own(stream, names) or _own_methods.has_own(raw, names)
+
+
+def _regular_file(thing: Any, names: tuple[str, ...]) -> BinaryFile | None:
+    """Return the file object to use if *thing* is a regular file opened in binary mode.
+
+    It is none where one of its methods *names* is its own.
+    """
     if type(thing) is tempfile._TemporaryFileWrapper:
+        # It keeps methods of the file in itself, each in a function of its own module.
+        if _own_methods.has_own(thing, names):
+            return None
         thing = thing.file
     if type(thing) not in (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom):
         return None
     _check_open(thing)
     file: BinaryFile = thing
     if type(getattr(file, "raw", file)) is not io.FileIO:
+        return None
+    if _has_own(file, names):
         return None
     return file if _kernel.is_regular(file.fileno()) else None
 
@@ -203,7 +220,7 @@ def _read_method(thing: Any) -> Callable[[int], bytes | None]:
     _refuse_text(thing)
     if isinstance(thing, io.IOBase) and not thing.readable():
         raise TypeError(f"{thing!r} is no source: it is not open for reading")
-    for name in ("recv", "read1", "read"):  # read() of a buffered stream waits until it is full
+    for name in _read_names(thing):
         method: Callable[[int], bytes | None] | None = getattr(thing, name, None)
         if callable(method):
             return method
@@ -213,6 +230,17 @@ def _read_method(thing: Any) -> Callable[[int], bytes | None]:
     raise TypeError(
         f"{type(thing).__name__!r} object is no source: it has no recv_into, recv or read method"
     )
+
+
+def _read_names(thing: Any) -> tuple[str, ...]:
+    """Return the methods to read by, the best first.
+
+    ``read`` of a buffered stream waits until it has all; but where it is nearer to the object than
+    ``read1``, in a subclass, say, it may do something to the bytes that ``read1`` does not.
+    """
+    if _own_methods.level(thing, "read") < _own_methods.level(thing, "read1"):
+        return ("recv", "read", "read1")
+    return ("recv", "read1", "read")
 
 
 def _into(recv_into: Callable[[bytearray], int | None]) -> Callable[[int], bytes | None]:

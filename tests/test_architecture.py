@@ -16,7 +16,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_kernel", "_gevent", "_options", "_addresses", "_systemd"),
+    ("_kernel", "_gevent", "_options", "_own_methods", "_addresses", "_systemd"),
     ("_account", "_reader", "_shutdown", "_watchdog"),
     ("_pipe",),
     ("_hub", "_endpoint"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import http.client
 import io
 import urllib.error
@@ -227,6 +228,50 @@ def gunicorn_body(source: socket.socket) -> Any:
 
 MakeBody: TypeAlias = Callable[[socket.socket], Any]
 KINDS_OF_BODY = [http_body, urllib3_body, gunicorn_body]
+
+
+@pytest.mark.parametrize("make", KINDS_OF_BODY)
+@pytest.mark.parametrize("where", ["object", "class"])
+def test_a_method_that_was_replaced_is_called(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, make: MakeBody, where: str
+) -> None:
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, head(SIZE) + BODY)
+    body = make(source)
+    assert gsplice.can_splice(body, sink)
+    read, seen = body.read, []
+
+    @functools.wraps(read)
+    def counting(*args: Any, **options: Any) -> bytes:
+        data: bytes = read(*args[where == "class" :], **options)
+        seen.append(data)
+        return data
+
+    monkeypatch.setattr(body if where == "object" else type(body), "read", counting)
+    if where == "class":
+        monkeypatch.delattr(type(body), "read1", raising=False)
+    assert not gsplice.can_splice(body, sink)
+    received = spawn(receive, backend, SIZE)
+    assert gsplice.copy(body, sink) == SIZE
+    assert b"".join(seen) == received.get() == BODY
+    if hasattr(body, "close"):
+        body.close()
+
+
+def test_a_method_of_what_is_under_a_body_that_was_replaced_is_called(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, head(SIZE) + BODY)
+    response = response_on(source)
+    fp: Any = response.fp
+    read1, seen = fp.read1, []
+    fp.read1 = lambda limit: seen.append(read1(limit)) or seen[-1]
+    assert not gsplice.can_splice(response, sink)
+    received = spawn(receive, backend, SIZE)
+    assert gsplice.copy(response, sink) == SIZE
+    assert b"".join(seen) == received.get() == BODY
+    response.close()
 
 
 @pytest.mark.parametrize("make", KINDS_OF_BODY)

@@ -5,6 +5,7 @@ Each scenario is run twice, before and after `patch_all`, and what can be told o
 
 from __future__ import annotations
 
+import functools
 import http.client
 import io
 import shutil
@@ -429,6 +430,16 @@ def urllib3_scenarios() -> None:
     def socket_pair() -> tuple[Any, Callable[[], bytes]]:
         return sink_of("tcp", Path())
 
+    def decoded() -> Any:
+        with requests.Session() as session:
+            response = session.get(address + "/gzip", stream=True)
+            response.raw.read = functools.partial(response.raw.read, decode_content=True)
+            sink = socket_pair()
+            result = outcome(lambda: shutil.copyfileobj(response.raw, sink[0]))
+            sink[0].close()
+            return result, sink[1]()
+
+    assert before_and_after(decoded) == (("returned", None), BODY)
     for path in ("/", "/gzip", "/chunked", "/short"):
         for decode in (False, True):
             for prelude in (0, 10):
