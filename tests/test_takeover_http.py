@@ -430,16 +430,22 @@ def urllib3_scenarios() -> None:
     def socket_pair() -> tuple[Any, Callable[[], bytes]]:
         return sink_of("tcp", Path())
 
-    def decoded() -> Any:
+    def decoded(how: str) -> Any:
         with requests.Session() as session:
             response = session.get(address + "/gzip", stream=True)
-            response.raw.read = functools.partial(response.raw.read, decode_content=True)
+            if how == "replaced":
+                response.raw.read = functools.partial(response.raw.read, decode_content=True)
+            else:
+                next(response.iter_content(1000))
             sink = socket_pair()
             result = outcome(lambda: shutil.copyfileobj(response.raw, sink[0]))
             sink[0].close()
             return result, sink[1]()
 
-    assert before_and_after(decoded) == (("returned", None), BODY)
+    assert before_and_after(lambda: decoded("replaced")) == (("returned", None), BODY)
+    result, sent = before_and_after(lambda: decoded("in part"))
+    assert sent == b""
+    assert result[0] is RuntimeError
     for path in ("/", "/gzip", "/chunked", "/short"):
         for decode in (False, True):
             for prelude in (0, 10):

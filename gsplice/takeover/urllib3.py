@@ -52,7 +52,8 @@ class PooledBody(Body):
 
 def _look(response: Any) -> PooledBody | None:
     decodes = response.decode_content and response.headers.get("content-encoding")
-    if decodes or len(response._decoded_buffer):
+    has_decoded = getattr(response, "_has_decoded_content", False)  # then `read` refuses the rest
+    if decodes or has_decoded or len(response._decoded_buffer):
         return None
     http_body = _body.look(response._fp)
     return None if http_body is None else PooledBody(response, http_body)
