@@ -1,7 +1,9 @@
 """HTTP/1.1's chunked transfer coding as a sink (RFC 9112, 7.1).
 
 A chunk begins with its size, so that has to be known before the first byte goes out. It is: what
-was spliced waits in a pipe, what was copied in a buffer, and a file has a length.
+was spliced waits in a pipe, what was copied in a buffer, and a file has a length. Of a file that
+the kernel makes up as it is read (procfs, sysfs) that is 0, or a page: its end is believed only
+when a read confirms it, and else its bytes are read first.
 
 Invariant: `_frame` is what has to be sent before the next byte of the body, and `_open` is how
 many bytes of the chunk that was announced last are still to come. The line break behind a chunk
@@ -41,6 +43,8 @@ class ChunkedSink(SocketSink):
 
     def end_chunk(self) -> None:
         """Send the line break behind the last chunk; it is held up until more is sent behind it."""
+        if self._open:
+            raise _became_shorter()
         while self._frame:
             self._frame_went(self.socket.send(self._frame, _MORE_FOLLOWS))
 
@@ -68,16 +72,19 @@ class ChunkedSink(SocketSink):
         self._sent(count)
 
     def send_file(self, file: int, offset: int, length: int) -> int:
-        """Send at most *length* bytes of the file from *offset*; 0 at its end."""
+        """Send at most *length* bytes of the file from *offset*; 0 at its end.
+
+        :raises OSError: EINVAL, before anything is announced, where its size is not known.
+        """
         if not self._open:
-            length = min(length, _kernel.file_size(file) - offset)
-            if length <= 0:
+            length = _length_to_end(file, offset, length)
+            if not length:
                 return 0
             self._announce(length)
         self._send_frame()
         sent = self._sent(_kernel.sendfile(self.fileno(), file, offset, self._open))
         if not sent:
-            raise OSError(errno.EIO, "the file became shorter while it was sent")
+            raise _became_shorter()
         return sent
 
     def give(self, data: memoryview) -> int:
@@ -106,3 +113,19 @@ class ChunkedSink(SocketSink):
         if count and not self._open:
             self._frame = _LINE_BREAK
         return count
+
+
+def _length_to_end(file: int, offset: int, length: int) -> int:
+    """Return how many bytes the file has from *offset* on, *length* where they are more."""
+    size = _kernel.file_size(file)
+    left = max(size - offset, 0)
+    if length < left:
+        return length
+    has_byte = _kernel.pread(file, 1, size - 1 if left else offset)
+    if bool(has_byte) is not bool(left):
+        raise OSError(errno.EINVAL, "the file is not as long as stat says")
+    return left
+
+
+def _became_shorter() -> OSError:
+    return OSError(errno.EIO, "the file became shorter while it was sent")

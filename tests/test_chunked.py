@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from peers import (
     receive,
     send_and_end,
     small_buffers,
+    wait_until,
+    waits_to_write,
 )
 
 import gsplice
 from gsplice._chunked import LAST_CHUNK, ChunkedSink
+
+TRANSPARENT_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def send_in_chunks(source: Any, sink: socket.socket, mode: str, count: int | None = None) -> int:
@@ -75,6 +80,42 @@ def test_from_an_object(line: MakeLine, spawn: Spawn, mode: str) -> None:
     sent = send_in_chunks(io.BytesIO(data), sink, mode)
     assert decoded(received.get()) == data
     assert sent == len(received.get())
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["/proc/self/limits", "/proc/cpuinfo", TRANSPARENT_HUGE_PAGES])
+def test_a_file_whose_size_is_not_known_to_stat(
+    line: MakeLine, spawn: Spawn, name: str, mode: str
+) -> None:
+    if not os.path.exists(name):
+        pytest.skip(f"there is no {name}")
+    _, _, sink, backend = line()
+    received = spawn(receive, backend)
+    with open(name, "rb") as file:
+        data = file.read()
+        assert len(data) != os.stat(name).st_size
+        file.seek(0)
+        sent = send_in_chunks(file, sink, mode)
+    assert decoded(received.get()) == data
+    assert sent == len(received.get())
+
+
+def test_a_file_that_becomes_shorter_while_it_is_copied_is_no_wrong_chunk(
+    line: MakeLine, spawn: Spawn, tmp_path: Path
+) -> None:
+    _, _, sink, backend = line()
+    small_buffers(sink)
+    (tmp_path / "file").write_bytes(pattern(400_000, 5))
+    with open(tmp_path / "file", "rb+") as file:
+        chunked = ChunkedSink(sink)
+        transfer = gsplice.Transfer(file, chunked, mode="copy").start()
+        wait_until(lambda: waits_to_write(sink))
+        file.truncate(0)
+        spawn(receive, backend)
+        transfer.get(timeout=10)
+        error = error_of(chunked.end_chunk)
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EIO
 
 
 def test_a_file_that_becomes_shorter_is_an_error_not_a_wrong_chunk(

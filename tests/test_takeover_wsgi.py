@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import os
 import re
 import urllib.error
 from collections.abc import Callable, Iterator
@@ -238,6 +239,29 @@ def test_nothing_follows_the_head_of_an_answer_without_a_body(
         assert head.startswith(b"HTTP/1.1 " + status[:3].encode())
         assert rest == b""
         assert [thing.closed for thing in made] == [1]
+
+
+def test_a_file_whose_size_is_not_known_to_stat(with_wrapper: dict[str, Any]) -> None:
+    name = "/proc/self/limits"
+    if not os.path.exists(name):
+        pytest.skip(f"there is no {name}")
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] == "POST":
+            start_response("200 OK", [])
+            return [environ["wsgi.input"].read()]
+        start_response("200 OK", [])
+        return environ["wsgi.file_wrapper"](open(name, "rb"))
+
+    data = Path(name).read_bytes()
+    gsplice.patch_http()
+    try:
+        with serving(application, **with_wrapper) as (port, _), client_of(port) as connection:
+            assert fetch(connection)[2] == data
+            with open(name, "rb") as body:
+                assert fetch(connection, "POST", body=body)[2] == data
+    finally:
+        unpatch_all()
 
 
 def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any]) -> None:
