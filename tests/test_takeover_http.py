@@ -346,6 +346,55 @@ def test_a_socket_as_a_body(over: str, chunked: bool, spawn: Spawn) -> None:
         sock.close()
 
 
+@pytest.mark.parametrize("in_length", [True, False], ids=["with-length", "chunked"])
+@pytest.mark.parametrize("kind", ["file", "reader", "response", "bytes", "socket"])
+@pytest.mark.parametrize("where", ["subclass", "object"])
+def test_a_send_of_the_users_own_sees_every_block_of_a_body(
+    where: str, kind: str, in_length: bool, tmp_path: Path, spawn: Spawn
+) -> None:
+    class Recording(http.client.HTTPConnection):
+        def send(self, data: Any) -> None:
+            seen.append(bytes(data))
+            super().send(data)
+
+    def record(data: Any) -> None:
+        seen.append(bytes(data))
+        http.client.HTTPConnection.send(connection, data)
+
+    def scenario() -> Any:
+        if kind == "socket":
+            peer, body = connected()
+            spawn(send_and_end, peer, BODY)
+            to_close = [peer, body]
+        else:
+            body, to_close = source_of(kind, tmp_path, spawn)
+        client, server = connected()
+        received = spawn(receive, server)
+        connection.sock = client
+        connection.request("PUT", "/", body, {"Content-Length": str(SIZE)} if in_length else {})
+        connection.close()
+        sent = received.get()
+        for thing in [*to_close, server]:
+            thing.close()
+        assert b"".join(seen) == sent
+        seen.clear()
+        return sent
+
+    seen: list[bytes] = []
+    connection = (Recording if where == "subclass" else http.client.HTTPConnection)("127.0.0.1")
+    if where == "object":
+        connection.send = record  # type: ignore[method-assign]
+    if kind == "socket":
+        gsplice.patch_http()  # without it, that is an error
+        sent = scenario()
+        unpatch_all()
+    else:
+        sent = before_and_after(scenario)
+    body = sent.partition(b"\r\n\r\n")[2]
+    chunked = b"Transfer-Encoding: chunked" in sent
+    assert (decoded(body) if chunked else body) == (BODY[3:] if kind == "file" else BODY)
+
+
 def test_send_connects_by_itself_or_says_why_not(tmp_path: Path, spawn: Spawn) -> None:
     def scenario() -> Any:
         with socket.socket() as refusing:

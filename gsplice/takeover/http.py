@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import Any, Final
 
-from gsplice import _body
+from gsplice import _body, _own_methods
 from gsplice._body import Body
 from gsplice._body_sender import BodySender
 from gsplice._chunked import LAST_CHUNK
@@ -94,21 +94,22 @@ def _install_send_output(connection: Any, replacements: Replacements) -> None:
     def send_output(self: Any, message_body: Any = None, encode_chunked: bool = False) -> None:
         if _may_be_source(message_body):
             _connect(self)
-            if _takes(self, message_body):
+            if _takes_as_body(self, message_body):
                 original(self)  # the head
-                _send_body(self, message_body, encode_chunked and self._http_vsn == 11)
+                in_chunks = encode_chunked and self._http_vsn == 11
+                _send_body(self, message_body, in_chunks, by_send=_has_own_send(self))
                 return
         original(self, message_body, encode_chunked)
 
     replacements.replace(connection, "_send_output", send_output)
 
 
-def _send_body(connection: Any, body: Any, in_chunks: bool) -> None:
+def _send_body(connection: Any, body: Any, in_chunks: bool, by_send: bool = False) -> None:
     sock = connection.sock
     sys.audit("http.client.send", connection, body)
-    if in_chunks and not is_real_stream_socket(sock):  # from a socket, over TLS
+    if by_send or (in_chunks and not is_real_stream_socket(sock)):  # then it is from a socket
         while data := body.recv(_BLOCK):
-            connection.send(b"%x\r\n%b\r\n" % (len(data), data))
+            connection.send(b"%x\r\n%b\r\n" % (len(data), data) if in_chunks else data)
     else:
         BodySender(sock, in_chunks).send(body)
     if in_chunks:
@@ -135,3 +136,15 @@ def _takes(connection: Any, data: Any) -> bool:
     if not isinstance(sock, GeventSocket) or connection.debuglevel > 0:  # it prints each block
         return False
     return isinstance(data, GeventSocket) or can_splice(data, sock)
+
+
+def _takes_as_body(connection: Any, data: Any) -> bool:
+    """Whether to send *data* in our way, where ``send`` would be called for each block of it."""
+    if _has_own_send(connection) and not isinstance(data, GeventSocket):
+        return False
+    return _takes(connection, data)
+
+
+def _has_own_send(connection: Any) -> bool:
+    """Whether ``send`` of *connection* may count what is sent, or change it."""
+    return _own_methods.has_own(connection, ("send",), MODULE)
