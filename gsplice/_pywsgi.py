@@ -7,6 +7,9 @@ allows, and none at all the head of an answer that has no body.
 Invariant: the head waits for the first block, as it does in the server's own loop: until then an
 error can still become an answer of its own. The two go out together, where a client that delays
 its acknowledgements would else delay the second (RFC 1122, 4.2.3.2 and 4.2.3.4).
+
+Invariant: a handler that has a method of its own to write with, which may count the bytes or change
+them, is left to the server's own loop.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from wsgiref.util import FileWrapper
 
 from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP
 
-from gsplice import _body, _kernel
+from gsplice import _body, _kernel, _own_methods
 from gsplice._body_sender import BodySender
 from gsplice._chunked import LAST_CHUNK
 from gsplice._recognition import is_regular_file
@@ -33,6 +36,10 @@ NEEDED: Final = (
     *("headers_sent", "provided_content_length", "response_use_chunked", "response_length"),
 )
 
+#: What it sends all that it sends by, and where those methods are defined.
+_WRITING: Final = ("write", "_write", "_write_with_headers", "_sendall")
+_SERVER: Final = "gevent.pywsgi"
+
 _TCP_FAMILIES: Final = (AF_INET, AF_INET6)
 _WITHOUT_BODY: Final = (204, 304)
 
@@ -44,6 +51,8 @@ def send_file(handler: Any) -> bool:
     under = _body.wrapped(handler.result)
     if under is handler.result or hasattr(handler.result, "read"):
         return False  # what can be read is no file wrapper, but an HTTPError, say: it has lines
+    if _own_methods.has_own(handler, _WRITING, _SERVER):
+        return False
     if handler.headers_sent or not handler.status:  # write() was used, or nothing at all
         return False
     if handler.command == "HEAD" or handler.code in _WITHOUT_BODY:

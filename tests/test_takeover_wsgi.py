@@ -11,12 +11,13 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
 import gevent
 import pytest
 from gevent import socket
-from gevent.pywsgi import WSGIServer
+from gevent.pywsgi import WSGIHandler, WSGIServer
 from peers import Spawn, connected, pattern, receive, send_and_end, wait_until
 
 import gsplice
@@ -262,6 +263,32 @@ def test_a_file_whose_size_is_not_known_to_stat(with_wrapper: dict[str, Any]) ->
                 assert fetch(connection, "POST", body=body)[2] == data
     finally:
         unpatch_all()
+
+
+@pytest.mark.parametrize("base", [WSGIHandler, gsplice.pywsgi.WSGIHandler])
+@pytest.mark.parametrize("method", ["write", "_write", "_sendall"])
+@pytest.mark.parametrize("with_length", [True, False], ids=["with-length", "chunked"])
+def test_a_handler_that_writes_in_its_own_way_writes_it_all(
+    base: type[Any], method: str, with_length: bool, tmp_path: Path
+) -> None:
+    seen: list[bytes] = []
+
+    def counting(self: Any, data: Any) -> None:
+        seen.append(bytes(data))
+        getattr(base, method)(self, data)
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(SIZE))] if with_length else [])
+        return FileWrapper(file_at(tmp_path))
+
+    handler = type("Handler", (base,), {method: counting})
+    gsplice.patch_pywsgi()
+    try:
+        with serving(application, handler_class=handler) as (port, _), client_of(port) as client:
+            assert fetch(client)[2] == BODY
+    finally:
+        unpatch_all()
+    assert len(b"".join(seen)) >= SIZE
 
 
 def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any]) -> None:
