@@ -271,5 +271,7 @@ def _write_method(thing: Any) -> Callable[[memoryview], Any]:
 
 
 def _refuse_text(thing: Any) -> None:
+    if isinstance(thing, type):
+        raise TypeError(f"{thing.__name__!r} is a class: an object of it is needed")
     if isinstance(thing, io.TextIOBase):
         raise TypeError(f"{thing!r} is in text mode: open it in binary mode")

@@ -903,6 +903,17 @@ def test_can_splice_says_no_to_what_is_no_end(line: MakeLine, bad: Any) -> None:
     assert gsplice.can_splice(source, bad) is False
 
 
+@pytest.mark.parametrize("cls", [socket.socket, io.BytesIO, io.FileIO])
+def test_a_class_is_no_end(line: MakeLine, cls: type[Any]) -> None:
+    _, source, sink, _ = line()
+    assert not gsplice.can_splice(cls, sink)
+    assert not gsplice.can_splice(source, cls)
+    with pytest.raises(TypeError, match="is a class"):
+        gsplice.copy(cls, sink)
+    with pytest.raises(TypeError, match="is a class"):
+        gsplice.copy(source, cls)
+
+
 class Generous(io.BytesIO):
     """A source that gives more than it is asked for."""
 

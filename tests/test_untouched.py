@@ -132,6 +132,14 @@ def test_sendall_of_what_is_no_source(
     assert after == before
 
 
+@pytest.mark.parametrize("cls", [socket.socket, io.BytesIO, io.FileIO])
+def test_sendall_of_a_class_is_refused_as_before(pairs: Pairs, cls: type[Any]) -> None:
+    near, _ = pairs()
+    before, after = before_and_after(lambda: outcome(lambda: near.sendall(cls)))
+    assert after == before
+    assert after[0] is TypeError
+
+
 def test_sendall_by_keyword(pairs: Pairs) -> None:
     sink, backend = pairs()
     with patched():

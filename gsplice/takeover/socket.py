@@ -45,6 +45,8 @@ def _is_source(data: Any) -> bool:
     try:
         memoryview(data)
     except TypeError:
+        if isinstance(data, type):  # what has these methods is its objects
+            return False
         return any(callable(getattr(data, name, None)) for name in _READ_METHODS)
     return False  # a buffer (an mmap has a read method as well): its bytes are what is meant
 
