@@ -72,9 +72,10 @@ def send_file(handler: Any) -> bool:
 
 def _content_length(handler: Any) -> int | None:
     try:
-        return max(int(handler.provided_content_length), 0)
+        length = int(handler.provided_content_length)
     except (TypeError, ValueError):  # there is none, or it is the client's to refuse
         return None
+    return length if length >= 0 else None  # a negative one is the client's to refuse as well
 
 
 def _send_blocks(handler: Any, left: int | None) -> int | None:

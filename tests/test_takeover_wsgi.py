@@ -291,6 +291,28 @@ def test_a_handler_that_writes_in_its_own_way_writes_it_all(
     assert len(b"".join(seen)) >= SIZE
 
 
+def test_a_negative_content_length_is_passed_on_as_it_is(
+    with_wrapper: dict[str, Any], tmp_path: Path
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "-1")])
+        return iter([BODY]) if plain else environ["wsgi.file_wrapper"](file_at(tmp_path))
+
+    def raw_answer() -> bytes:
+        with (
+            serving(application, **with_wrapper) as (port, _),
+            socket.create_connection(("127.0.0.1", port)) as client,
+        ):
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return re.sub(rb"Date: .*", b"", receive(client))
+
+    plain = True
+    expected = raw_answer()
+    plain = False
+    assert raw_answer() == expected
+    assert expected.endswith(BODY)
+
+
 def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any]) -> None:
     class Endless(io.RawIOBase):
         def readinto(self, buffer: Any) -> int:
