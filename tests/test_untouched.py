@@ -514,8 +514,9 @@ def test_patches_add_up() -> None:
 
 def test_is_patched_knows_its_words() -> None:
     assert gsplice.is_patched("socket") is False
-    with pytest.raises(ValueError, match="socket"):
-        gsplice.is_patched("sockets")
+    for bad in ("sockets", "", None, ["http"]):
+        with pytest.raises(ValueError, match="socket"):
+            gsplice.is_patched(bad)  # type: ignore[arg-type]
 
 
 def test_what_is_replaced_looks_like_what_it_replaces() -> None:

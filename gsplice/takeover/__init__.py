@@ -103,7 +103,7 @@ def is_patched(name: str) -> bool:
 
     :raises ValueError: where there is no takeover of that name.
     """
-    if name not in _TAKEOVERS:
+    if name not in tuple(_TAKEOVERS):  # compared: what cannot be hashed is no name either
         raise ValueError(f"no takeover is named {name!r}; there are: {', '.join(_TAKEOVERS)}")
     return name in _on
 
