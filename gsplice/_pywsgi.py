@@ -25,7 +25,7 @@ from gsplice import _body, _kernel, _own_methods
 from gsplice._body_sender import BodySender
 from gsplice._chunked import LAST_CHUNK
 from gsplice._recognition import is_regular_file
-from gsplice._wsgi import first_block, is_worthwhile
+from gsplice._wsgi import first_block, is_worthwhile, reads_to_the_end
 
 #: Its key in the environment, and what an application finds there.
 FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
@@ -51,7 +51,7 @@ def send_file(handler: Any) -> bool:
     under = _body.wrapped(handler.result)
     if under is handler.result or hasattr(handler.result, "read"):
         return False  # what can be read is no file wrapper, but an HTTPError, say: it has lines
-    if _own_methods.has_own(handler, _WRITING, _SERVER):
+    if not reads_to_the_end(handler.result) or _own_methods.has_own(handler, _WRITING, _SERVER):
         return False
     if handler.headers_sent or not handler.status:  # write() was used, or nothing at all
         return False

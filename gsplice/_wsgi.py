@@ -19,6 +19,15 @@ from gsplice.transfer import can_splice
 _BLOCK: Final = 8 * 1024
 
 
+def reads_to_the_end(wrapper: Any) -> bool:
+    """Whether the blocks of *wrapper* are together what it wraps.
+
+    Those of no bytes end it at once, and with a negative size the one block is all that there is.
+    """
+    size = getattr(wrapper, "blksize", None)
+    return isinstance(size, int) and size > 0
+
+
 def is_worthwhile(under: Any, sock: Any, length: int | None) -> bool:
     """Whether to send *under* to *sock*, and not the blocks that its wrapper gives.
 

@@ -313,6 +313,22 @@ def test_a_negative_content_length_is_passed_on_as_it_is(
     assert expected.endswith(BODY)
 
 
+@pytest.mark.parametrize(("size", "sent"), [(0, b""), (-1, BODY), (1000, BODY)])
+@pytest.mark.parametrize("kind", ["file", "response"])
+def test_a_block_size_is_what_the_wrapper_reads_by(
+    with_wrapper: dict[str, Any], kind: str, size: int, sent: bytes, tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [])
+        made.append(file_at(tmp_path) if kind == "file" else response_with(BODY, spawn))
+        return environ["wsgi.file_wrapper"](made[-1], size)
+
+    made: list[Any] = []
+    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
+        assert fetch(client)[2] == sent
+    made[-1].close()
+
+
 def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any]) -> None:
     class Endless(io.RawIOBase):
         def readinto(self, buffer: Any) -> int:

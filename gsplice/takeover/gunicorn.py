@@ -14,7 +14,7 @@ from typing import Any, Final
 from gsplice import _body, _recognition
 from gsplice._body import Body
 from gsplice._body_sender import BodySender
-from gsplice._wsgi import first_block, is_worthwhile
+from gsplice._wsgi import first_block, is_worthwhile, reads_to_the_end
 from gsplice.takeover._replacements import Replacements
 
 MODULE: Final = "gunicorn.http.wsgi"
@@ -114,7 +114,7 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
 def _takes(response: Any, wrapper: Any) -> bool:
     under = _body.wrapped(wrapper)
-    if under is wrapper or _recognition.is_regular_file(under):
+    if under is wrapper or _recognition.is_regular_file(under) or not reads_to_the_end(wrapper):
         return False
     if response.cfg.is_ssl or not response.can_sendfile():
         return False
