@@ -18,6 +18,8 @@ from typing import Any, Final
 READING: Final = ("read", "read1", "readinto", "readline", "recv", "recv_into")
 WRITING: Final = ("write", "send", "sendall")
 
+#: The flag of a class that nobody can change, as ``io``'s are (Include/object.h, from Python 3.10).
+_IMMUTABLE: Final = 1 << 8
 _BUILT_IN: Final = (types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
@@ -26,17 +28,15 @@ def has_own(thing: Any, names: Iterable[str], *modules: str) -> bool:
 
     :param modules: where the others are defined; by default, where its class and its bases are.
     """
-    cls = type(thing)
-    own = getattr(thing, "__dict__", {})
+    cls, own = type(thing), getattr(thing, "__dict__", {})
+    found = [own[name] for name in names if name in own]
+    if not cls.__flags__ & _IMMUTABLE:
+        methods = (getattr(cls, name, None) for name in names if name not in own)
+        found += [one for one in methods if one is not None and not isinstance(one, _BUILT_IN)]
+    if not found:
+        return False
     known = modules or tuple(base.__module__ for base in cls.__mro__)
-    return any(
-        not _is_from(own[name], known)
-        if name in own
-        else not isinstance(method := getattr(cls, name, None), _BUILT_IN)
-        and method is not None
-        and not _is_from(method, known)
-        for name in names
-    )
+    return not all(_is_from(method, known) for method in found)
 
 
 def level(thing: Any, name: str) -> int:

@@ -38,6 +38,8 @@ _SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 
 def source(thing: Any) -> Source:
     """Return what *thing* is as a source; raise the error that says why it is none."""
+    if isinstance(thing, FileSource):
+        return thing  # it has been looked at before
     thing = _body.wrapped(thing)
     if isinstance(thing, GeventSocket):
         return _socket_source(thing, None, _socket_read(thing))
@@ -46,10 +48,7 @@ def source(thing: Any) -> Source:
         return _reader_source(thing, thing, None)
     if type(thing) is io.BufferedReader and type(thing.raw) is SocketIO:
         return _reader_source(thing, thing.raw, thing)
-    file = _regular_file(thing, READING)
-    if file is not None and file.readable():
-        return FileSource(file)
-    return _body_source(thing) or ObjectSource(_read_method(thing))
+    return _file_source(thing) or _body_source(thing) or ObjectSource(_read_method(thing))
 
 
 def sink(thing: Any) -> Sink:
@@ -152,13 +151,17 @@ def is_socket_source(thing: Any) -> bool:
     return sock is thing or not _has_own(thing, READING)
 
 
+def regular_file(thing: Any) -> FileSource | None:
+    """Return *thing* as a source, if it is a regular file opened in binary mode to be read."""
+    try:
+        return _file_source(thing)
+    except (ValueError, OSError):
+        return None
+
+
 def is_regular_file(thing: Any) -> bool:
     """Return whether *thing* is a regular file opened in binary mode to be read."""
-    try:
-        file = _regular_file(thing, READING)
-    except (ValueError, OSError):
-        return False
-    return file is not None and file.readable()
+    return regular_file(thing) is not None
 
 
 def _check_socket(sock: GeventSocket) -> None:
@@ -193,6 +196,11 @@ def _has_own(stream: Any, names: tuple[str, ...]) -> bool:
     """Whether a method of *stream* is its own, or one of the raw stream under it."""
     raw = getattr(stream, "raw", stream)
     return _own_methods.has_own(stream, names) or _own_methods.has_own(raw, names)
+
+
+def _file_source(thing: Any) -> FileSource | None:
+    file = _regular_file(thing, READING)
+    return FileSource(file) if file is not None and file.readable() else None
 
 
 def _regular_file(thing: Any, names: tuple[str, ...]) -> BinaryFile | None:

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from gsplice import _gevent, _recognition
+from gsplice._endpoint import FileSource
 from gsplice._gevent import GeventSocket
 from gsplice.takeover._replacements import Replacements
 from gsplice.transfer import copy
@@ -56,8 +57,9 @@ def _new_sendfile(original: Callable[..., int]) -> Callable[..., int]:
     def sendfile(self: GeventSocket, file: Any, offset: int = 0, count: int | None = None) -> int:
         if not _recognition.is_real_stream_socket(self):
             return original(self, file, offset, count)
-        if _recognition.is_regular_file(file):
-            return _send_regular_file(self, file, offset, count)
+        source = _recognition.regular_file(file)
+        if source is not None:
+            return _send_regular_file(self, source, offset, count)
         if not offset and _recognition.is_socket_source(file):
             _gevent.check_sendfile(self, file, offset, count)
             return copy(file, self, count)
@@ -66,18 +68,21 @@ def _new_sendfile(original: Callable[..., int]) -> Callable[..., int]:
     return sendfile
 
 
-def _send_regular_file(sock: GeventSocket, file: Any, offset: int, count: int | None) -> int:
+def _send_regular_file(
+    sock: GeventSocket, source: FileSource, offset: int, count: int | None
+) -> int:
     """Send like gevent's own ``sendfile``, position and errors included.
 
     Like that, and unlike the standard library's, it starts at the file's position where *offset*
     is 0, and leaves the position at *offset* plus the number of bytes sent.
     """
+    file = source.file
     _gevent.check_sendfile(sock, file, offset, count)
     if offset:
         file.seek(offset)
     start = file.tell()
     try:
-        return copy(file, sock, count)
+        return copy(source, sock, count)
     finally:
         sent = file.tell() - start
         if sent:
