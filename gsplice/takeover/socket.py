@@ -84,6 +84,7 @@ def _send_regular_file(
     try:
         return copy(source, sock, count)
     finally:
-        sent = file.tell() - start
-        if sent:
-            file.seek(offset + sent)
+        if start != offset:
+            sent = file.tell() - start
+            if sent:
+                file.seek(offset + sent)
