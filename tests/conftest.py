@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.server import StreamServer
 from peers import (
     Line,
     MakeLine,
@@ -21,6 +22,7 @@ from peers import (
     errors_of_hub,
     leaked_fds,
     open_fds,
+    send_back,
 )
 
 import gsplice
@@ -119,6 +121,15 @@ def line(pairs: Pairs) -> MakeLine:
         return Line(client, source, sink, backend)
 
     return make
+
+
+@pytest.fixture
+def backend() -> Iterator[str]:
+    """Run an echo server; this is its address as the command line takes it."""
+    server = StreamServer(("127.0.0.1", 0), send_back)
+    server.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.stop(0)
 
 
 @pytest.fixture

@@ -25,15 +25,6 @@ LOOPBACK = "127.0.0.1:0"
 
 
 @pytest.fixture
-def backend() -> Iterator[str]:
-    """Run an echo server; this is its address as the command line takes it."""
-    server = StreamServer(("127.0.0.1", 0), send_back)
-    server.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.stop(0)
-
-
-@pytest.fixture
 def forward() -> Iterator[Callable[..., Forwarder]]:
     """Start forwarders; all have ended when the test has."""
     started: list[Forwarder] = []

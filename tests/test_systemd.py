@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from gevent import socket
-from gevent.server import StreamServer
-from peers import echoed, exchange, pattern, send_back, wait_until
+from peers import echoed, exchange, pattern, wait_until
 from programs import ENVIRONMENT, PATIENCE, REPOSITORY, Program, free_port, installed
 
 from gsplice import _systemd, cli
@@ -35,15 +34,6 @@ os.set_inheritable(3, True)  # for where it has been 3 already
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="a.socket")
 os.execv(command[0], command)
 """
-
-
-@pytest.fixture
-def backend() -> Iterator[str]:
-    """Run an echo server; this is its address."""
-    server = StreamServer(("127.0.0.1", 0), send_back)
-    server.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.stop(0)
 
 
 @pytest.fixture
