@@ -70,6 +70,13 @@ def ended(engine: Counted) -> None:
             _totals.spliced += engine.spliced
 
 
+def sent_at_once(count: int) -> None:
+    """Add *count* bytes that were sent from a file without an engine."""
+    with _totals.lock:
+        _totals.moved += count
+        _totals.spliced += count
+
+
 def moved_late(count: int) -> None:
     """Add *count* bytes that an engine had under way when it ended, and that were copied after."""
     with _totals.lock:

@@ -95,8 +95,7 @@ class BodySource(SocketSource):
 
     def is_small(self, count: int | None) -> bool:
         """Whether there is so little to take that it is not worth while."""
-        sizes = [size for size in (self.body.left, count) if size is not None]
-        return bool(sizes) and min(sizes) < _WORTHWHILE
+        return is_small(self.body.left) or is_small(count)
 
     def is_over(self, moved: int | None) -> bool:
         """Whether nothing is left of it but its end, once *moved* bytes have been taken."""
@@ -112,8 +111,19 @@ class BodySource(SocketSource):
 
 #: ``module.Class`` → what looks at one; None where it cannot be seen through as it is now.
 _looks: Final[dict[str, Callable[[Any], Body | None]]] = {}
-#: ``module.Class`` → the attribute with the thing that the object does nothing but read.
-_wrappers: Final[dict[str, str]] = {}
+#: ``module.Class`` → the attribute with the thing that the object does nothing but read, and the
+#: methods that it reads it by.
+_wrappers: Final[dict[str, tuple[str, tuple[str, ...]]]] = {}
+
+
+def is_small(size: int | None) -> bool:
+    """Whether a body of *size* bytes, None for unknown, is not worth while."""
+    return size is not None and size < _WORTHWHILE
+
+
+def is_known(thing: Any) -> bool:
+    """Whether *thing* is of a class that may be seen through."""
+    return _class_name(thing) in _looks
 
 
 def see_through(class_name: str, look: Callable[[Any], Body | None]) -> None:
@@ -121,16 +131,20 @@ def see_through(class_name: str, look: Callable[[Any], Body | None]) -> None:
     _looks[class_name] = look
 
 
-def unwrap(class_name: str, attribute: str) -> None:
-    """Register that objects of the class *class_name* stand for their *attribute*."""
-    _wrappers[class_name] = attribute
+def unwrap(class_name: str, attribute: str, methods: tuple[str, ...]) -> None:
+    """Register that objects of the class *class_name* stand for their *attribute*.
+
+    :param methods: what such an object is read by, and used by where one of them is its own.
+    """
+    _wrappers[class_name] = attribute, methods
 
 
 def wrapped(thing: Any) -> Any:
     """Return what *thing* stands for, however many wrappers are around it; itself, mostly."""
-    while attribute := _wrappers.get(_class_name(thing)):
+    while wrapper := _wrappers.get(_class_name(thing)):
+        attribute, methods = wrapper
         inner = getattr(thing, attribute, None)
-        if inner is None or _own_methods.has_own(thing, _own_methods.READING):
+        if inner is None or _own_methods.has_own(thing, methods):
             break
         thing = inner
     return thing

@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from gsplice._chunked import ChunkedSink
+from gsplice._endpoint import FileSource
 from gsplice._gevent import GeventSocket
+from gsplice._sendfile import send_at_once
 from gsplice.transfer import Transfer
 
 
@@ -37,11 +39,17 @@ class BodySender:
 
     def send(self, body: Any, count: int | None = None) -> None:
         """Send what is left of *body*, or *count* bytes of it."""
+        if count and self._chunks is None and isinstance(body, FileSource):
+            self.moved = send_at_once(body, body.file.tell(), self._socket, count)
+            count -= self.moved
+            if not count:
+                return
         transfer = Transfer(body, self._chunks or self._socket, count)
         try:
             transfer.run()
         finally:
-            self.moved, self.undelivered = transfer.moved, transfer.undelivered
+            self.moved += transfer.moved
+            self.undelivered = transfer.undelivered
             del transfer  # what is raised refers to this frame, and the transfer to what is raised
         if self._chunks is not None:
             self._chunks.end_chunk()

@@ -10,6 +10,7 @@ library's. A name or a docstring would not do: `functools.wraps` copies them.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Iterable
 from typing import Any, Final
@@ -28,15 +29,32 @@ def has_own(thing: Any, names: Iterable[str], *modules: str) -> bool:
 
     :param modules: where the others are defined; by default, where its class and its bases are.
     """
-    cls, own = type(thing), getattr(thing, "__dict__", {})
-    found = [own[name] for name in names if name in own]
-    if not cls.__flags__ & _IMMUTABLE:
-        methods = (getattr(cls, name, None) for name in names if name not in own)
-        found += [one for one in methods if one is not None and not isinstance(one, _BUILT_IN)]
-    if not found:
+    cls, own = type(thing), getattr(thing, "__dict__", None)
+    is_immutable = cls.__flags__ & _IMMUTABLE
+    if is_immutable and not own:
         return False
-    known = modules or tuple(base.__module__ for base in cls.__mro__)
-    return not all(_is_from(method, known) for method in found)
+    known = modules or tuple([base.__module__ for base in cls.__mro__])
+    if own:
+        found = [own[name] for name in names if name in own]
+        if found and not all(_is_from(method, known) for method in found):
+            return True
+    if is_immutable:
+        return False
+    return _any_is_own(tuple([getattr(cls, name, None) for name in names]), known)
+
+
+def _any_is_own(methods: tuple[Any, ...], modules: tuple[str, ...]) -> bool:
+    try:
+        return _looked_at(methods, modules)
+    except TypeError:  # one of them cannot be hashed: that is no function of a library's
+        return True
+
+
+@functools.lru_cache(maxsize=64)
+def _looked_at(methods: tuple[Any, ...], modules: tuple[str, ...]) -> bool:
+    """Return whether one of *methods* is not from *modules*: for each class that is met, once."""
+    found = (one for one in methods if one is not None and not isinstance(one, _BUILT_IN))
+    return not all(_is_from(method, modules) for method in found)
 
 
 def level(thing: Any, name: str) -> int:

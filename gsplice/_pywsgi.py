@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 from wsgiref.util import FileWrapper
 
-from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP
+from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY
 
-from gsplice import _body, _kernel, _own_methods
+from gsplice import _body, _gevent, _kernel, _own_methods
 from gsplice._body_sender import BodySender
 from gsplice._chunked import LAST_CHUNK
-from gsplice._recognition import is_regular_file
-from gsplice._wsgi import first_block, is_worthwhile, reads_to_the_end
+from gsplice._endpoint import FileSource
+from gsplice._wsgi import first_block, reads_to_the_end, worth_splicing
 
 #: Its key in the environment, and what an application finds there.
 FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
@@ -42,8 +42,9 @@ _SERVER: Final = "gevent.pywsgi"
 
 _TCP_FAMILIES: Final = (AF_INET, AF_INET6)
 _WITHOUT_BODY: Final = (204, 304)
+_AS_IT_IS: Final = contextlib.nullcontext()
 
-_body.unwrap("wsgiref.util.FileWrapper", "filelike")
+_body.unwrap("wsgiref.util.FileWrapper", "filelike", ("__next__",))
 
 
 def send_file(handler: Any) -> bool:
@@ -59,8 +60,8 @@ def send_file(handler: Any) -> bool:
         handler.write(b"")
         return True
     left = _content_length(handler)
-    if is_worthwhile(under, handler.socket, left):
-        left = _send_spliced(handler, under, left)
+    if spliced := worth_splicing(under, handler.socket, left):
+        left = _send_spliced(handler, spliced, left)
     else:
         left = _send_blocks(handler, left)
     if handler.response_use_chunked:
@@ -91,8 +92,8 @@ def _send_blocks(handler: Any, left: int | None) -> int | None:
 
 def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
     """Send what *under* has in the kernel, at most *left* bytes; return how many are missing."""
-    if is_regular_file(under):
-        with _joined(handler.socket):
+    if isinstance(under, FileSource):
+        with _joined(handler):
             handler.write(b"")
             return _send_rest(handler, under, left)
     first = first_block(under)
@@ -105,11 +106,8 @@ def _write(handler: Any, block: bytes, left: int | None) -> int | None:
     if left is not None:
         block = block[:left]
         left -= len(block)
-    if handler.headers_sent:
+    with _joined(handler):
         handler.write(block)
-    else:
-        with _joined(handler.socket):
-            handler.write(block)
     return left
 
 
@@ -118,7 +116,7 @@ def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
     try:
         sender.send(under, left)
     except OSError as error:
-        if sender.undelivered or is_regular_file(under):
+        if sender.undelivered or isinstance(under, FileSource):
             _lost_client(handler, error)
         raise
     finally:
@@ -133,13 +131,24 @@ def _lost_client(handler: Any, error: OSError) -> None:
         handler.code = -handler.code
 
 
-@contextlib.contextmanager
-def _joined(sock: Any) -> Iterator[None]:
-    """Have what is sent meanwhile go out in segments that are as full as can be (tcp(7))."""
+def _joined(handler: Any) -> contextlib.AbstractContextManager[None]:
+    """Have the head, and what is sent after it meanwhile, go out together where one would wait."""
     cork = _kernel.TCP_CORK
-    if cork is None or sock.family not in _TCP_FAMILIES or sock.getsockopt(IPPROTO_TCP, cork):
-        yield
-        return
+    if handler.headers_sent or cork is None or _sends_at_once(handler.socket, cork):
+        return _AS_IT_IS
+    return _corked(handler.socket, cork)
+
+
+def _sends_at_once(sock: Any, cork: int) -> bool:
+    """Whether nothing on *sock* waits for an acknowledgement, or its owner holds it back."""
+    if _gevent.socket_family(sock) not in _TCP_FAMILIES:
+        return True
+    return bool(sock.getsockopt(IPPROTO_TCP, TCP_NODELAY) or sock.getsockopt(IPPROTO_TCP, cork))
+
+
+@contextlib.contextmanager
+def _corked(sock: Any, cork: int) -> Iterator[None]:
+    """Have what is sent meanwhile go out in segments that are as full as can be (tcp(7))."""
     sock.setsockopt(IPPROTO_TCP, cork, 1)
     try:
         yield

@@ -159,9 +159,9 @@ def regular_file(thing: Any) -> FileSource | None:
         return None
 
 
-def is_regular_file(thing: Any) -> bool:
-    """Return whether *thing* is a regular file opened in binary mode to be read."""
-    return regular_file(thing) is not None
+def is_file(thing: Any) -> bool:
+    """Return whether *thing* is a file of some kind: at the first look, before any system call."""
+    return type(thing) is io.FileIO or type(getattr(thing, "raw", None)) is io.FileIO
 
 
 def _check_socket(sock: GeventSocket) -> None:

@@ -1,6 +1,7 @@
 """From a regular file to a socket, with sendfile(2).
 
-It runs in callbacks on the hub whenever the socket has room.
+It runs in callbacks on the hub whenever the socket has room. What the socket has room for now can
+be sent before, without any of that: `send_at_once`.
 
 Invariant: a byte has left the file when the socket has accepted it. Nothing is held, so nothing
 can be stuck: where sendfile is refused, or not wanted, the bytes are read at the same offset and
@@ -12,13 +13,35 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from gsplice import _account, _gevent, _hub, _kernel
+from gsplice import _account, _gevent, _hub, _kernel, _options
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import FileSource, SocketSink
 from gsplice._gevent import GeventSocket
 
 #: The most that one callback sends, so that other transfers and timers have their turn.
 _ROUND: Final = 512 * 1024
+
+
+def send_at_once(source: FileSource, offset: int, sock: GeventSocket, count: int) -> int:
+    """Send what *sock* has room for now of the *count* bytes at *offset*; return how much.
+
+    That may be nothing. What is left is for a transfer, from the file's position, which has been
+    moved on. Where nothing is left, a transfer would have cost more than the bytes.
+
+    :raises OSError: what sending met, unless it has to wait, or the bytes have to be copied.
+    """
+    if not _kernel.HAVE_SENDFILE or _options.mode("auto") == "copy":
+        return 0
+    file = source.file
+    try:
+        sent = _kernel.sendfile(sock.fileno(), file.fileno(), offset, min(count, _ROUND))
+    except OSError as error:
+        if isinstance(error, BlockingIOError) or error.errno in _kernel.REFUSALS:
+            return 0
+        raise
+    file.seek(offset + sent)
+    _account.sent_at_once(sent)
+    return sent
 
 
 class FileSender(WatchingDirection):

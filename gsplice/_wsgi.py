@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gsplice import _recognition
+from gsplice import _body, _options, _recognition
 from gsplice._gevent import GeventSocket
 from gsplice.transfer import can_splice
 
@@ -28,14 +28,25 @@ def reads_to_the_end(wrapper: Any) -> bool:
     return isinstance(size, int) and size > 0
 
 
-def is_worthwhile(under: Any, sock: Any, length: int | None) -> bool:
-    """Whether to send *under* to *sock*, and not the blocks that its wrapper gives.
+def worth_splicing(under: Any, sock: Any, length: int | None) -> Any:
+    """Return what to send to *sock*, None where it is the blocks that the wrapper of *under* gives.
 
-    A socket is, where that can be: it has no ``read``, so its wrapper gives none.
+    That is *under*, looked at once where it is a file. A socket is always, where that can be: it
+    has no ``read``, so its wrapper gives no blocks.
     """
     if isinstance(under, GeventSocket):
-        return _recognition.is_real_stream_socket(sock)
-    return (length is None or length > _BLOCK) and can_splice(under, sock)
+        return under if _recognition.is_real_stream_socket(sock) else None
+    if length is not None and (length <= _BLOCK or _is_small_body(under, length)):
+        return None
+    file = _recognition.regular_file(under)
+    if file is not None:
+        return file if _recognition.is_real_stream_socket(sock) else None
+    return under if can_splice(under, sock) else None
+
+
+def _is_small_body(under: Any, length: int) -> bool:
+    """Whether `can_splice` would say no for its size: it takes as long as to send some KiB."""
+    return _body.is_small(length) and _body.is_known(under) and _options.mode("auto") == "auto"
 
 
 def first_block(under: Any) -> bytes:

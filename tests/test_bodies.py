@@ -156,6 +156,34 @@ def test_a_subclass_is_used_by_its_own_methods(line: MakeLine, spawn: Spawn) -> 
     response.close()
 
 
+class Shouting:
+    """A method that cannot be hashed, so no function of a library's."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self._read1 = response.read1
+
+    def __call__(self, n: int = -1) -> bytes:
+        return self._read1(n).upper()
+
+
+@pytest.mark.parametrize("of_the_class", [False, True], ids=["object", "class"])
+def test_a_method_replaced_after_a_first_look_is_used(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, of_the_class: bool
+) -> None:
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, head(SIZE) + b"a" * SIZE)
+    response = response_on(source)
+    assert gsplice.can_splice(response, sink)
+    changed = http.client.HTTPResponse if of_the_class else response
+    monkeypatch.setattr(changed, "read1", Shouting(response))
+    assert not gsplice.can_splice(response, sink)
+    received = spawn(receive, backend, SIZE)
+    assert gsplice.copy(response, sink) == SIZE
+    assert received.get() == b"A" * SIZE
+
+
 def test_an_object_that_is_not_as_expected_is_read_and_counted(
     line: MakeLine, spawn: Spawn
 ) -> None:

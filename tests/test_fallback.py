@@ -135,6 +135,34 @@ def test_platform_without_sendfile(
     assert sum(new_fallbacks(before).values()) == 1
 
 
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_that_the_kernel_will_not_send_is_copied_and_counted_once(
+    line: MakeLine,
+    spawn: Spawn,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: int,
+) -> None:
+    def refuse(*_: int) -> int:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(_kernel, "sendfile", refuse)
+    (tmp_path / "file").write_bytes(DATA)
+    _, _, sink, backend = line()
+    received = spawn(receive, backend, len(DATA))
+    before = gsplice.stats()
+    gsplice.patch_socket()
+    try:
+        with open(tmp_path / "file", "rb") as file:
+            assert sink.sendfile(file, 0, len(DATA)) == len(DATA)
+            assert file.tell() == len(DATA)
+    finally:
+        gsplice.unpatch_all()
+    assert received.get() == DATA
+    assert gsplice.stats().spliced == before.spliced
+    assert new_fallbacks(before) == {errno.errorcode[error]: 1}
+
+
 def use_without_system_calls() -> None:
     """Move bytes where Python has neither splice nor sendfile (see the test below)."""
     for name in ("splice", "sendfile"):

@@ -350,8 +350,9 @@ def test_sendfile_of_a_closed_file(pairs: Pairs, tmp_path: Path) -> None:
     assert after == before
 
 
+@pytest.mark.parametrize("count", [None, 6_000_000])
 @pytest.mark.parametrize("state", ["closed", "shut down", "non-blocking", "timed out", "datagram"])
-def test_errors_of_sendfile(pairs: Pairs, tmp_path: Path, state: str) -> None:
+def test_errors_of_sendfile(pairs: Pairs, tmp_path: Path, state: str, count: int | None) -> None:
     def scenario() -> Outcome:
         (tmp_path / "file").write_bytes(bytes(8_000_000))
         kind = socket.SOCK_DGRAM if state == "datagram" else socket.SOCK_STREAM
@@ -363,7 +364,7 @@ def test_errors_of_sendfile(pairs: Pairs, tmp_path: Path, state: str) -> None:
         elif state != "datagram":
             sink.settimeout(0 if state == "non-blocking" else 0.02)
         with sink, backend, open(tmp_path / "file", "rb") as file:
-            result = outcome(lambda: sink.sendfile(file))
+            result = outcome(lambda: sink.sendfile(file, 0, count))
             return (*result[:3], file.tell())
 
     before, after = before_and_after(scenario)
@@ -397,6 +398,41 @@ def test_sendfile_uses_the_system_call(pairs: Pairs, spawn: Spawn, tmp_path: Pat
     assert received.get() == DATA
     after = gsplice.stats()
     assert (after.spliced - before.spliced, after.copied) == (len(DATA), before.copied)
+
+
+@pytest.mark.parametrize("count", [1, 1000, len(DATA)])
+def test_sendfile_of_a_known_number_of_bytes_uses_the_system_call_too(
+    pairs: Pairs, spawn: Spawn, tmp_path: Path, count: int
+) -> None:
+    (tmp_path / "file").write_bytes(DATA)
+    sink, backend = pairs()
+    received = spawn(receive, backend, count)
+    before = gsplice.stats()
+    with patched(), open(tmp_path / "file", "rb") as file:
+        assert sink.sendfile(file, 0, count) == count
+        assert file.tell() == count
+    assert received.get() == DATA[:count]
+    after = gsplice.stats()
+    assert (after.spliced - before.spliced, after.copied) == (count, before.copied)
+
+
+@pytest.mark.parametrize("count", [None, 1000])
+def test_sendfile_splices_nothing_where_the_process_is_told_to_copy(
+    pairs: Pairs,
+    spawn: Spawn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int | None,
+) -> None:
+    monkeypatch.setenv("GSPLICE_MODE", "copy")
+    (tmp_path / "file").write_bytes(DATA)
+    sink, backend = pairs()
+    received = spawn(receive, backend, count or len(DATA))
+    before = gsplice.stats()
+    with patched(), open(tmp_path / "file", "rb") as file:
+        assert sink.sendfile(file, 0, count) == (count or len(DATA))
+    assert received.get() == DATA[:count]
+    assert gsplice.stats().spliced == before.spliced
 
 
 def test_sendfile_over_tls_is_encrypted(pairs: Pairs, spawn: Spawn, tmp_path: Path) -> None:

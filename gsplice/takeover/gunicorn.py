@@ -14,7 +14,7 @@ from typing import Any, Final
 from gsplice import _body, _recognition
 from gsplice._body import Body
 from gsplice._body_sender import BodySender
-from gsplice._wsgi import first_block, is_worthwhile, reads_to_the_end
+from gsplice._wsgi import first_block, reads_to_the_end, worth_splicing
 from gsplice.takeover._replacements import Replacements
 
 MODULE: Final = "gunicorn.http.wsgi"
@@ -92,7 +92,7 @@ def _look_at_request(body: Any) -> RequestBody | None:
 
 
 _body.see_through("gunicorn.http.body.Body", _look_at_request)
-_body.unwrap("gunicorn.http.wsgi.FileWrapper", "filelike")
+_body.unwrap("gunicorn.http.wsgi.FileWrapper", "filelike", ("__getitem__",))
 
 
 def install(module: ModuleType, replacements: Replacements) -> None:
@@ -113,14 +113,16 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
 
 def _takes(response: Any, wrapper: Any) -> bool:
+    if _recognition.is_file(wrapper.filelike):
+        return False
     under = _body.wrapped(wrapper)
-    if under is wrapper or _recognition.is_regular_file(under) or not reads_to_the_end(wrapper):
+    if under is wrapper or not reads_to_the_end(wrapper):
         return False
     if response.cfg.is_ssl or not response.can_sendfile():
         return False
     if getattr(response, "_omits_body", response.req.method == "HEAD"):
         return False
-    return is_worthwhile(under, response.sock, response.response_length)
+    return worth_splicing(under, response.sock, response.response_length) is not None
 
 
 def _send_file(response: Any, under: Any) -> None:

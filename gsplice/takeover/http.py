@@ -56,7 +56,7 @@ def look_at_response(response: Any) -> ResponseBody | None:
 
 _body.see_through("http.client.HTTPResponse", look_at_response)
 # What urlopen() raises for 404 and the like can be read, and is the response in a wrapper.
-_body.unwrap("urllib.error.HTTPError", "fp")
+_body.unwrap("urllib.error.HTTPError", "fp", _own_methods.READING)
 
 
 def install(module: ModuleType, replacements: Replacements) -> None:

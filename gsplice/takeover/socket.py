@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
-from gsplice import _gevent, _recognition
+from gsplice import _gevent, _recognition, _sendfile
 from gsplice._endpoint import FileSource
 from gsplice._gevent import GeventSocket
 from gsplice.takeover._replacements import Replacements
@@ -82,7 +82,10 @@ def _send_regular_file(
         file.seek(offset)
     start = file.tell()
     try:
-        return copy(source, sock, count)
+        sent = 0 if count is None else _sendfile.send_at_once(source, start, sock, count)
+        if sent != count:
+            sent += copy(source, sock, None if count is None else count - sent)
+        return sent
     finally:
         if start != offset:
             sent = file.tell() - start
