@@ -1,103 +1,124 @@
-"""What the commands of the bench have in common."""
+"""What the commands of the bench have in common: their options, how they begin, what they write."""
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
+from bench import machine
 from bench.compiler import compiled, compiler
 from bench.contenders import Contender, all_contenders
-from bench.measure import Measurement
-from bench.processes import ProcessFailed
-from bench.regimes import Regime, RelayRegime
-from bench.report import BASELINE, Rounds
+from bench.regimes import RelayRegime
+from bench.report import BASELINE
+from bench.rounds import Named, Participant
 
-
-class Named(Protocol):
-    """Anything with a name: a regime, say."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class Participant(Named, Protocol):
-    """A contender, or whatever else takes its turn in a round."""
-
-    @property
-    def missing(self) -> Callable[[], str]: ...
-
-    @property
-    def by_default(self) -> bool: ...
-
+USAGE_ERROR = 2  # as argparse has it
+LIST_WIDTH = 26
 
 Choice = TypeVar("Choice", bound=Named)
 Taking = TypeVar("Taking", bound=Participant)
-Case = TypeVar("Case", bound=Regime)
 
 
-def add_contender_option(options: argparse.ArgumentParser) -> None:
+def parser_of(command: str, description: str) -> argparse.ArgumentParser:
+    prog = f"python -m bench {command}".rstrip()
+    return argparse.ArgumentParser(prog=prog, description=description)
+
+
+def add_choice_option(
+    options: argparse.ArgumentParser, what: str, default: Sequence[str] | None = None
+) -> None:
+    """``--contender NAME``, or whatever it is that is chosen."""
+    unless = f"; default: {', '.join(default)}" if default else ""
     options.add_argument(
-        "--contender", action="append", metavar="NAME", help="only these (repeatable; * and ? work)"
+        f"--{what}",
+        action="append",
+        metavar="NAME",
+        help=f"only these (repeatable; * and ? work{unless})",
     )
 
 
-def add_rounds_options(options: argparse.ArgumentParser) -> None:
-    options.add_argument("--rounds", type=int, default=5, help="for each of them (default: 5)")
+def add_rounds_options(
+    options: argparse.ArgumentParser,
+    rounds: int = 5,
+    seconds: float = 1.0,
+    warmup: float | None = 0.3,
+) -> None:
+    """What all have that measure; those without a warm-up say ``None``."""
     options.add_argument(
-        "--seconds", type=float, default=1.0, help="for each measurement (default: 1.0)"
+        "--rounds", type=int, default=rounds, help=f"for each of them (default: {rounds})"
     )
     options.add_argument(
-        "--warmup", type=float, default=0.3, help="seconds before each, not counted (default: 0.3)"
+        "--seconds",
+        type=float,
+        default=seconds,
+        help=f"of traffic, for each measurement (default: {seconds})",
     )
+    if warmup is None:
+        options.set_defaults(warmup=0.0)
+    else:
+        options.add_argument(
+            "--warmup",
+            type=float,
+            default=warmup,
+            help=f"seconds before each, not counted (default: {warmup})",
+        )
     options.add_argument(
         "--quick",
         action="store_true",
         help="one short round: does it all run? Its figures are worth nothing",
     )
-    add_contender_option(options)
-    options.add_argument("--json", metavar="FILE", help="write every measurement to FILE")
+    add_choice_option(options, "contender")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write every measurement to it")
     options.add_argument("--list", action="store_true", help="list what there is to choose from")
 
 
-def check_rounds_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def begin(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """What is asked for, in options that make sense; SIGTERM is an end from now on."""
+    options = parser.parse_args(arguments)
     if options.rounds < 1 or options.seconds <= 0 or options.warmup < 0:
         parser.error("--rounds and --seconds are more than 0, --warmup is not less")
     if options.quick:
-        options.rounds, options.seconds, options.warmup = 1, 0.3, 0.1
+        options.rounds, options.seconds = 1, 0.3
+        options.warmup = min(options.warmup, 0.1)
+    # Like Ctrl-C: the processes that were started are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    return options
+
+
+def matching(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
+    """Those that a pattern matches, or all; a pattern that matches none ends the program."""
+    if patterns is None:
+        return list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            print(f"nothing is called {pattern!r}; --list shows the names", file=sys.stderr)
+            sys.exit(USAGE_ERROR)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def chosen(named: Sequence[Choice], patterns: Sequence[str] | None) -> list[Choice]:
-    """Those that a pattern matches, or all; a pattern that matches none ends the program."""
+    names = matching([one.name for one in named], patterns)
+    return [one for one in named if one.name in names]
+
+
+def present(named: Sequence[Taking], patterns: Sequence[str] | None) -> list[Taking]:
+    """Those asked for that are on this machine; of the others it is said why they are not."""
     if patterns is None:
-        return list(named)
-    for pattern in patterns:
-        if not any(fnmatchcase(one.name, pattern) for one in named):
-            sys.exit(f"nothing is called {pattern!r}; python -m bench --list shows the names")
-    return [one for one in named if any(fnmatchcase(one.name, pattern) for pattern in patterns)]
-
-
-def chosen_contenders(patterns: Sequence[str] | None) -> list[Contender]:
-    """Those asked for that are on this machine; the one that all are compared with first."""
-    return in_order(present(all_contenders(), patterns))
-
-
-def in_order(contenders: Sequence[Contender]) -> list[Contender]:
-    """What has to be compiled is; the one that all are compared with goes first."""
-    return sorted(filter(_compiles, contenders), key=lambda one: one.name != BASELINE)
-
-
-def _compiles(contender: Contender) -> bool:
-    if contender.source is None:
-        return True
-    try:
-        compiled(contender.source)
-    except (OSError, subprocess.SubprocessError) as error:
-        print(f"left out: {contender.name} ({error})")
-        return False
-    return True
+        named = [one for one in named if one.by_default]
+    found = []
+    for one in chosen(named, patterns):
+        if reason := one.missing():
+            print(f"left out: {one.name} ({reason})")
+        else:
+            found.append(one)
+    if not found:
+        sys.exit("no contender is left")
+    return found
 
 
 def chosen_regimes(
@@ -117,103 +138,65 @@ def plan(
     regimes: Sequence[RelayRegime], patterns: Sequence[str] | None
 ) -> list[tuple[RelayRegime, list[Contender]]]:
     """Which contenders are to take part in which regimes, and can be had here."""
-    contenders = chosen_contenders(patterns)
+    contenders = _in_order(present(all_contenders(), patterns))
     also = {name for regime in regimes for name in regime.also} if patterns is None else set()
     extra = [one for one in all_contenders() if one.name in also and not one.missing()]
     return [
-        (regime, [*contenders, *(one for one in in_order(extra) if one.name in regime.also)])
+        (regime, [*contenders, *(one for one in _in_order(extra) if one.name in regime.also)])
         for regime in regimes
     ]
 
 
-def present(named: Sequence[Taking], patterns: Sequence[str] | None) -> list[Taking]:
-    """Those asked for that are on this machine; of the others it is said why they are not."""
-    if patterns is None:
-        named = [one for one in named if one.by_default]
-    found = []
-    for one in chosen(named, patterns):
-        if reason := one.missing():
-            print(f"left out: {one.name} ({reason})")
-        else:
-            found.append(one)
-    if not found:
-        sys.exit("no contender is left")
-    return found
+def _in_order(contenders: Sequence[Contender]) -> list[Contender]:
+    """What has to be compiled is; the one that all are compared with goes first."""
+    return sorted(filter(_compiles, contenders), key=lambda one: one.name != BASELINE)
 
 
-def run_rounds(
-    done: list[Rounds],
-    plan: Sequence[tuple[Case, Sequence[Taking]]],
-    options: argparse.Namespace,
-    measure: Callable[[Taking, Case, float, float], Measurement],
-    table: Callable[[Rounds], str],
-    why_not: Callable[[Taking, Case], str] = lambda contender, case: "",
-) -> int:
-    """Add to ``done`` what is measured, as it is: an interrupt does not lose the rest.
-
-    The result is the exit status that says how it went.
-    """
+def _compiles(contender: Contender) -> bool:
+    if contender.source is None:
+        return True
     try:
-        for case, contenders in plan:
-            reasons = {one.name: why_not(one, case) for one in contenders}
-            takers = [one for one in contenders if not reasons[one.name]]
-            done.append(Rounds(case, left_out={name: why for name, why in reasons.items() if why}))
-            try:
-                _take_turns(done[-1], case, takers, options, measure)
-            finally:
-                print(table(done[-1]), end="\n\n", flush=True)
-    except KeyboardInterrupt:
-        progress("")
-        print("interrupted; what was measured until now:", file=sys.stderr)
-        return 130
-    return 1 if any(rounds.failures for rounds in done) else 0
+        compiled(contender.source)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"left out: {contender.name} ({error})")
+        return False
+    return True
 
 
-def _take_turns(
-    rounds: Rounds,
-    case: Case,
-    contenders: Sequence[Taking],
-    options: argparse.Namespace,
-    measure: Callable[[Taking, Case, float, float], Measurement],
-) -> None:
-    for number, contender in turns(contenders, options.rounds):
-        if contender.name in rounds.failures:
-            continue
-        progress(f"{case.name}: round {number + 1} of {options.rounds}, {contender.name}")
-        try:
-            result = measure(contender, case, options.warmup, options.seconds)
-        except ProcessFailed as failure:
-            rounds.failures[contender.name] = str(failure)
-        else:
-            rounds.add(contender.name, number, result)
-    progress("")
+def print_regimes_and_contenders(regimes: Sequence[RelayRegime]) -> int:
+    print("regimes:")
+    for regime in regimes:
+        least, most = min(regime.sizes), max(regime.sizes)
+        size = f"{least}" if least == most else f"{least} to {most}"
+        lasting = "" if regime.shape.connections_last else "each on a connection of its own, "
+        where = f"{lasting}{connections_in_words(regime.connections)}"
+        print(f"  {regime.name:{LIST_WIDTH}} {regime.shape.what} of {size} bytes, {where}")
+    print("contenders:")
+    return print_participants(all_contenders())
 
 
-def turns(contenders: Sequence[Taking], rounds: int) -> Iterator[tuple[int, Taking]]:
-    """Round by round, each of them; the number of the round is beside it."""
-    for number in range(rounds):
-        for contender in rotated(contenders, number):
-            yield number, contender
+def print_participants(participants: Sequence[Participant]) -> int:
+    for one in participants:
+        remark = one.missing() or ("" if one.by_default else "when named")
+        print(f"  {one.name:{LIST_WIDTH}} {one.description}" + (f" ({remark})" if remark else ""))
+    return 0
 
 
-def rotated(contenders: Sequence[Taking], by: int) -> list[Taking]:
-    """Another one goes first in each round, so that none is always measured after the same one."""
-    by %= max(1, len(contenders))
-    return [*contenders[by:], *contenders[:by]]
+def connections_in_words(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections at the same time"
 
 
-def print_facts(facts: dict[str, str]) -> None:
+def print_facts() -> dict[str, str]:
+    """The first line of the output, which a figure is quoted with."""
+    facts = machine.facts()
     print(", ".join(f"{name}: {fact}" for name, fact in facts.items()))
     if not compiler():
         print("no C compiler: client and backend are Python, and may be what limits the rates")
     print(flush=True)
+    return facts
 
 
-def progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def stop_on_sigterm() -> None:
-    """Like Ctrl-C: the processes that were started are ended on the way out."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def write_json(path: Path | None, facts: Mapping[str, str], figures: Mapping[str, object]) -> None:
+    """Where one was asked for."""
+    if path:
+        path.write_text(json.dumps({"machine": facts, **figures}, indent=1))

@@ -3,32 +3,35 @@
 import argparse
 import json
 import signal
-import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from tabulate import tabulate
-
-from bench import machine
 from bench.command_line import (
-    add_contender_option,
+    add_rounds_options,
+    begin,
+    parser_of,
     plan,
     print_facts,
-    progress,
-    stop_on_sigterm,
-    turns,
+    print_participants,
+    write_json,
 )
-from bench.contenders import Contender
+from bench.contenders import Contender, all_contenders
+from bench.goals import OURS_AS_SERVERS, Limit, fewest_rounds, goal_row, table_of_goals
 from bench.machine import process_clock
-from bench.processes import LineProcess, ProcessFailed
-from bench.regimes import PingPong
+from bench.processes import LineProcess
+from bench.regimes import KIB, PING_PONG, RelayRegime
+from bench.report import Column, every_round, figure_column, rounds_table
+from bench.rounds import Rounds, run_rounds
 from bench.setting import Setting, set_up
 from bench.usage import Usage
 
 ALSO = ("gsplice-server",)
 ANSWER_SECONDS = 5.0
+QUICK_RELAYS, QUICK_SECONDS = 50, 0.3
+LITTLE_MEMORY = Limit(9, at_most=True, digits=1, unit=" KB")
+FEW_FDS = Limit(2, at_most=True)
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,11 @@ class IdleRelays:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__)
+    options = parser_of("memory", "What relays cost that have carried traffic and are idle now.")
+    add_rounds_options(options, rounds=3, seconds=2.0, warmup=None)
     options.add_argument("--relays", type=int, default=1000, help="(default: 1000)")
-    options.add_argument("--rounds", type=int, default=3, help="(default: 3)")
     options.add_argument(
         "--size", type=int, default=65536, help="of a message of the traffic (default: 65536)"
-    )
-    options.add_argument(
-        "--seconds", type=float, default=2.0, help="of traffic, before the idling (default: 2.0)"
     )
     options.add_argument(
         "--settle", type=float, default=2.0, help="seconds of idling (default: 2.0)"
@@ -58,81 +58,55 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--idle", type=float, default=1.0, help="seconds in which their CPU is read (default: 1.0)"
     )
-    add_contender_option(options)
-    options.add_argument("--json", metavar="FILE", help="write every measurement to FILE")
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
-    stop_on_sigterm()
-    contenders = takers(options)
-    facts = machine.facts()
-    print_facts(facts)
-    results, failures = run_rounds(contenders, options)
-    print(table(results, options.relays))
-    for name, reason in failures.items():
-        print(f"  {name} failed: {reason}")
-    if options.json:
-        write_json(options.json, facts, results)
-    return 1 if failures else 0
+    options = begin(parser(), arguments)
+    if options.list:
+        return print_participants(all_contenders())
+    if options.quick:
+        options.relays, options.settle, options.idle = QUICK_RELAYS, QUICK_SECONDS, QUICK_SECONDS
+    regime = RelayRegime("idle", options.size, options.relays, PING_PONG, also=ALSO)
+    planned = plan([regime], options.contender)
+    facts = print_facts()
+    done: list[Rounds[IdleRelays]] = []
+    measure = partial(measure_idle, options.settle, options.idle)
+    status = run_rounds(done, planned, options, measure, idle_table, Contender.why_not)
+    print(goals_table(done))
+    for rounds in done:
+        write_json(options.json, facts, {"memory": every_round(rounds)})
+    return status
 
 
-def takers(options: argparse.Namespace) -> list[Contender]:
-    """Those that are asked for and can have so many relays."""
-    regime = PingPong("idle", options.size, options.relays, also=ALSO)
-    ((_, contenders),) = plan([regime], options.contender)
-    for contender in contenders:
-        if reason := contender.why_not(regime):
-            print(f"left out: {contender.name} ({reason})")
-    return [contender for contender in contenders if not contender.why_not(regime)]
-
-
-def run_rounds(
-    contenders: Sequence[Contender], options: argparse.Namespace
-) -> tuple[dict[str, list[IdleRelays]], dict[str, str]]:
-    results: dict[str, list[IdleRelays]] = {}
-    failures: dict[str, str] = {}
-    for number, contender in turns(contenders, options.rounds):
-        if contender.name in failures:
-            continue
-        progress(f"round {number + 1} of {options.rounds}, {contender.name}")
-        with noting_failure(failures, contender.name):
-            results.setdefault(contender.name, []).append(measure_idle(contender, options))
-    progress("")
-    return {name: measured for name, measured in results.items() if measured}, failures
-
-
-@contextmanager
-def noting_failure(failures: dict[str, str], name: str) -> Iterator[None]:
-    try:
-        yield
-    except ProcessFailed as failure:
-        failures[name] = str(failure)
-
-
-def measure_idle(contender: Contender, options: argparse.Namespace) -> IdleRelays:
-    regime = PingPong("idle", options.size, options.relays)
+def measure_idle(
+    settle: float,
+    idle: float,
+    contender: Contender,
+    regime: RelayRegime,
+    warmup: float,
+    seconds: float,
+) -> IdleRelays:
     with set_up(contender, regime, probe_first=True) as setting:
-        setting.observe(0.0, options.seconds, [])
-        time.sleep(options.settle)
-        return _idle(contender, setting, options)
+        setting.observe(warmup, seconds, [])
+        time.sleep(settle)
+        return _idle(setting, regime.connections, idle, contender.answers_stats)
 
 
-def _idle(contender: Contender, setting: Setting, options: argparse.Namespace) -> IdleRelays:
+def _idle(setting: Setting, relays: int, seconds: float, answers_stats: bool) -> IdleRelays:
     pids = setting.relay.family()
     clocks = [process_clock(pid) for pid in pids]
     cpu = -sum(map(time.clock_gettime, clocks))
-    time.sleep(options.idle)
+    time.sleep(seconds)
     cpu += sum(map(time.clock_gettime, clocks))
     before, after = setting.usage_before, Usage.of(pids)
     assert before is not None
     return IdleRelays(
-        rss_each=(after.rss - before.rss) / options.relays,
-        fds_each=(after.fds.total() - before.fds.total()) / options.relays,
+        rss_each=(after.rss - before.rss) / relays,
+        fds_each=(after.fds.total() - before.fds.total()) / relays,
         pipes=(after.fds["pipe"] - before.fds["pipe"]) / 2,
-        cpu_share=cpu / options.idle,
-        stats=_stats(setting.relay) if contender.answers_stats else None,
+        cpu_share=cpu / seconds,
+        stats=_stats(setting.relay) if answers_stats else None,
     )
 
 
@@ -142,39 +116,51 @@ def _stats(relay: LineProcess) -> dict[str, object]:
     return figures
 
 
-def table(results: dict[str, list[IdleRelays]], relays: int) -> str:
-    headings = [
-        "",
-        "RSS each",
-        "±",
-        "fds each",
-        "pipes",
-        "CPU",
-        "stats().pipes",
-        "of them idle",
-        "active",
+def kb_each(relays: IdleRelays) -> float:
+    return relays.rss_each / KIB
+
+
+def fds_each(relays: IdleRelays) -> float:
+    return relays.fds_each
+
+
+def stats_column(heading: str, field: str) -> Column[IdleRelays]:
+    """Of the last round."""
+
+    def cell(rounds: Rounds[IdleRelays], name: str) -> str:
+        *_, last = rounds.results[name].values()
+        return str((last.stats or {}).get(field, "-"))
+
+    return Column(heading, cell)
+
+
+COLUMNS: tuple[Column[IdleRelays], ...] = (
+    figure_column("RSS each, KB", kb_each, digits=1),
+    Column("±", lambda rounds, name: f"{rounds.spread(name, kb_each):.1f}"),  # a median may be 0
+    figure_column("fds each", fds_each, digits=2),
+    figure_column("pipes", lambda relays: relays.pipes),
+    figure_column("CPU, %", lambda relays: relays.cpu_share, 100, 2),
+    stats_column("stats().pipes", "pipes"),
+    stats_column("of them idle", "idle_pipes"),
+    stats_column("active", "active"),
+)
+
+
+def idle_table(rounds: Rounds[IdleRelays]) -> str:
+    title = f"{rounds.regime.connections} idle relays, 1 KB = 1024 bytes"
+    return rounds_table(rounds, COLUMNS, title=title)
+
+
+def goals_table(done: Sequence[Rounds[IdleRelays]]) -> str:
+    """A relay that is idle holds its two sockets, and little else."""
+    rows = [
+        goal_row("idle", name, what, "", limit, values)
+        for rounds in done
+        for name in OURS_AS_SERVERS
+        for what, limit, figure in (
+            ("RSS each", LITTLE_MEMORY, kb_each),
+            ("fds each", FEW_FDS, fds_each),
+        )
+        if (values := rounds.values(name, figure))
     ]
-    rows = [_row(name, rounds) for name, rounds in results.items()]
-    alignment = ("left", *["right"] * (len(headings) - 1))
-    title = f"{relays} idle relays, 1 KB = 1024 bytes:\n"
-    return title + tabulate(rows, headings, colalign=alignment, disable_numparse=True)
-
-
-def _row(name: str, rounds: Sequence[IdleRelays]) -> list[str]:
-    rss = [result.rss_each / 1024 for result in rounds]
-    stats = rounds[-1].stats or {}
-    return [
-        name,
-        f"{statistics.median(rss):.1f} KB",
-        f"{(max(rss) - min(rss)) / 2:.1f} KB",
-        f"{statistics.median(result.fds_each for result in rounds):.2f}",
-        f"{statistics.median(result.pipes for result in rounds):.0f}",
-        f"{statistics.median(result.cpu_share for result in rounds):.2%}",
-        *(str(stats.get(field, "-")) for field in ("pipes", "idle_pipes", "active")),
-    ]
-
-
-def write_json(path: str, facts: dict[str, str], results: dict[str, list[IdleRelays]]) -> None:
-    rounds = {name: [vars(result) for result in measured] for name, measured in results.items()}
-    with open(path, "w") as file:
-        json.dump({"machine": facts, "memory": rounds}, file, indent=1)
+    return table_of_goals(rows, fewest_rounds(done))

@@ -5,20 +5,20 @@ out. Points are medians of the rounds.
 """
 
 import argparse
+import importlib.util
 import json
 import re
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from bench.command_line import add_contender_option
+from bench.command_line import add_choice_option, matching, parser_of
 from bench.contenders import all_contenders
 from bench.report import BASELINE
-from bench.styles import SIZE, finish, hide_frame, name_powers, style_of
+from bench.styles import SIZE, finish, hide_frame, name_powers, plain, style_of
 
 # What the JSON has for a regime, as bench/report.py writes it.
 Figures = Mapping[str, Any]
@@ -42,14 +42,12 @@ class Panel:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m bench pictures", description="Pictures of what was measured."
-    )
+    options = parser_of("pictures", "Pictures of what was measured.")
     options.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of --json")
     options.add_argument(
         "-o", "--output", type=Path, default=Path(), metavar="DIR", help="(default: here)"
     )
-    add_contender_option(options)
+    add_choice_option(options, "contender")
     return options
 
 
@@ -58,7 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     regimes: dict[str, Figures] = {}
     memory: dict[str, Any] = {}
     for path in options.files:
-        figures = json.loads(path.read_text())
+        try:
+            figures = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            parser().error(f"{path} has no figures: {error}")
         regimes.update(figures.get("regimes", {}))
         memory.update(figures.get("memory", {}))
     return draw(regimes, memory, options.output, options.contender)
@@ -71,13 +72,10 @@ def draw(
     patterns: Sequence[str] | None = None,
 ) -> int:
     """Every picture that there are figures for; the names of the files are printed."""
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("matplotlib") is None:
         sys.exit("pictures need matplotlib: python -m pip install -e '.[bench]'")
-    mpl.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    names = _names(patterns)
+    names = matching(_names(regimes, memory), patterns)
     for name, figure in _all_pictures(regimes, memory, names):
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -85,13 +83,11 @@ def draw(
     return 0
 
 
-def _names(patterns: Sequence[str] | None) -> list[str]:
-    names = [contender.name for contender in all_contenders()]
-    return [
-        name
-        for name in names
-        if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
-    ]
+def _names(regimes: Mapping[str, Figures], memory: Mapping[str, Any]) -> list[str]:
+    """The contenders that there are figures of: those of the bench in their order, then others."""
+    measured = {name for figures in regimes.values() for name in figures["contenders"]} | {*memory}
+    known = [one.name for one in all_contenders() if one.name in measured]
+    return [*known, *sorted(measured.difference(known))]
 
 
 def _all_pictures(
@@ -106,8 +102,9 @@ def _all_pictures(
     for name, figures in regimes.items():
         if curves := _distributions(figures, names):
             yield f"latency-{name}", _panels(f"Latency: {name}", [_latency_panel(curves)])
-    if regimes:
-        yield "overview", _overview(regimes, names)
+    compared = {name: of for name, of in regimes.items() if BASELINE in of["contenders"]}
+    if compared:
+        yield "overview", _overview(compared, names)
     if memory:
         yield "memory", _memory(memory, names)
 
@@ -204,6 +201,7 @@ def _draw_panel(axis: Any, panel: Panel) -> None:
         name_powers(axis.yaxis)
     else:
         axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(plain)
     hide_frame(axis)
 
 
@@ -211,16 +209,13 @@ def _overview(regimes: Mapping[str, Figures], names: Sequence[str]) -> Any:
     """Every regime is a line of points, a point for each contender."""
     from matplotlib.figure import Figure
 
-    measured = {
-        name: figures for name, figures in regimes.items() if BASELINE in figures["contenders"]
-    }
-    figure = Figure(figsize=(15, 2 + 0.5 * len(measured)))
+    figure = Figure(figsize=(15, 2 + 0.5 * len(regimes)))
     figure.suptitle("Beside the gevent loop", fontsize=13, fontweight="bold", x=0.02, ha="left")
     axes = figure.subplots(1, 2, sharey=True)
-    _draw_ratios(axes[0], measured, names, "times the rate")
-    _draw_ratios(axes[1], measured, names, "times less cpu")
-    axes[0].set_yticks(range(len(measured)), list(measured))
-    axes[0].set_ylim(len(measured) - 0.4, -0.6)
+    _draw_ratios(axes[0], regimes, names, "times the rate")
+    _draw_ratios(axes[1], regimes, names, "times less cpu")
+    axes[0].set_yticks(range(len(regimes)), list(regimes))
+    axes[0].set_ylim(len(regimes) - 0.4, -0.6)
     finish(figure, axes)
     return figure
 

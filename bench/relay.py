@@ -1,33 +1,26 @@
 """``python -m bench``: the contenders side by side, round by round."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import machine, pictures, report
+from bench import pictures, report
 from bench.command_line import (
+    add_choice_option,
     add_rounds_options,
-    check_rounds_options,
+    begin,
     chosen_regimes,
+    parser_of,
     plan,
     print_facts,
-    run_rounds,
-    stop_on_sigterm,
+    print_regimes_and_contenders,
+    write_json,
 )
-from bench.contenders import Contender, all_contenders
-from bench.measure import measure
+from bench.contenders import Contender
+from bench.goals import goals_table
+from bench.measure import Measurement, measure
 from bench.regimes import REGIMES, SCALE, RelayRegime
-
-
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog=f"python -m bench {name}", description=description)
-    options.add_argument(
-        "--regime", action="append", metavar="NAME", help="only these (repeatable; * and ? work)"
-    )
-    add_rounds_options(options)
-    options.add_argument("--pictures", type=Path, metavar="DIR", help="draw pictures into DIR")
-    return options
+from bench.rounds import Rounds, run_rounds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,38 +32,29 @@ def scale(arguments: Sequence[str]) -> int:
     return run(SCALE, parser("scale", "The cost with 1 to 10,000 relays."), arguments)
 
 
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    options = parser_of(command, description)
+    add_choice_option(options, "regime")
+    add_rounds_options(options)
+    options.add_argument("--pictures", type=Path, metavar="DIR", help="draw pictures into DIR")
+    return options
+
+
 def run(
-    regimes: Sequence[RelayRegime], options_parser: argparse.ArgumentParser, words: Sequence[str]
+    regimes: Sequence[RelayRegime], parser: argparse.ArgumentParser, arguments: Sequence[str]
 ) -> int:
-    options = options_parser.parse_args(words)
+    options = begin(parser, arguments)
     if options.list:
-        print_list(regimes)
-        return 0
-    check_rounds_options(options_parser, options)
-    stop_on_sigterm()
+        return print_regimes_and_contenders(regimes)
     planned = plan(chosen_regimes(regimes, options.regime), options.contender)
-    facts = machine.facts()
-    print_facts(facts)
+    facts = print_facts()
     print("rate x and cpu x are to the gevent loop of the same round; more is better in both\n")
-    done: list[report.Rounds] = []
+    done: list[Rounds[Measurement]] = []
     status = run_rounds(done, planned, options, measure, report.regime_table, Contender.why_not)
-    print(report.ratio_table(done))
-    figures = json.dumps(report.as_json(facts, done, report.COMPARISONS), indent=1)
-    if options.json:
-        Path(options.json).write_text(figures)
+    print(report.ratio_table(done), end="\n\n")
+    print(goals_table(done))
+    figures = report.as_json(done, report.COMPARISONS)
+    write_json(options.json, facts, {"regimes": figures})
     if options.pictures:
-        pictures.draw(json.loads(figures)["regimes"], {}, options.pictures, options.contender)
+        pictures.draw(figures, {}, options.pictures, options.contender)
     return status
-
-
-def print_list(regimes: Sequence[RelayRegime]) -> None:
-    print("regimes:")
-    for regime in regimes:
-        where = "1 connection" if regime.connections == 1 else f"{regime.connections} connections"
-        sizes = regime.sizes
-        size = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-        print(f"  {regime.name:26} {regime.what} of {size} bytes on {where}")
-    print("contenders:")
-    for contender in all_contenders():
-        remark = contender.missing() or ("" if contender.by_default else "when named")
-        print(f"  {contender.name:26} {contender.description}" + (f" ({remark})" if remark else ""))

@@ -2,12 +2,14 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from tabulate import tabulate
 
 from bench.measure import Measurement
-from bench.regimes import Regime, RelayRegime
+from bench.regimes import RelayRegime, Shape
+from bench.rounds import Rounds
 
 BASELINE = "gevent"
 CEILING = "ceiling"
@@ -15,40 +17,10 @@ NOT_MEASURED = "-"
 # A machine that is busier than this with something else is not one to quote figures from.
 NOTABLE_OTHER_LOAD = 0.1
 
+Result = TypeVar("Result")
 Figure = Callable[[Measurement], float]
 Compare = Callable[[Measurement, Measurement], float]
-Comparison = Callable[["Rounds", str], float | None]
-
-
-@dataclass
-class Rounds:
-    """What the contenders did in the rounds of one regime; a round that failed has no entry."""
-
-    regime: Regime
-    results: dict[str, dict[int, Measurement]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    left_out: Mapping[str, str] = field(default_factory=dict)  # and why
-
-    def add(self, contender: str, number: int, measurement: Measurement) -> None:
-        self.results.setdefault(contender, {})[number] = measurement
-
-    def median(self, contender: str, figure: Figure) -> float:
-        return statistics.median(map(figure, self.results[contender].values()))
-
-    def spread(self, contender: str, figure: Figure) -> float:
-        """Half of the way from the lowest to the highest round, as a share of the median."""
-        values = [figure(measurement) for measurement in self.results[contender].values()]
-        return (max(values) - min(values)) / 2 / statistics.median(values)
-
-    def ratio(self, contender: str, to: str, compare: Compare) -> float | None:
-        """The median of the ratios of each round: what slows a whole round down is in both."""
-        ratios = self.ratios(contender, to, compare)
-        return statistics.median(ratios) if ratios else None
-
-    def ratios(self, contender: str, to: str, compare: Compare) -> list[float]:
-        mine, theirs = self.results.get(contender, {}), self.results.get(to, {})
-        common = mine.keys() & theirs.keys()
-        return [compare(mine[number], theirs[number]) for number in common]
+Comparison = Callable[[Rounds[Measurement], str], float | None]
 
 
 def rate(measurement: Measurement) -> float:
@@ -74,26 +46,36 @@ COMPARISONS: Mapping[str, Comparison] = {
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Result]):
+    """Of a table that has a line for each contender."""
+
     heading: str
-    cell: Callable[[Rounds, str], str]
+    cell: Callable[[Rounds[Result], str], str]
 
 
-def figure_column(heading: str, figure: Figure, scale: float, digits: int = 0) -> Column:
+def figure_column(
+    heading: str, figure: Callable[[Result], float], scale: float = 1, digits: int = 0
+) -> Column[Result]:
+    """The median of the rounds."""
     return Column(
         heading, lambda rounds, name: f"{rounds.median(name, figure) * scale:,.{digits}f}"
     )
 
 
-def spread_column(figure: Figure) -> Column:
-    return Column("±", lambda rounds, name: f"{rounds.spread(name, figure) * 100:.0f} %")
+def spread_column(figure: Callable[[Result], float]) -> Column[Result]:
+    """As a share of the median."""
+
+    def cell(rounds: Rounds[Result], name: str) -> str:
+        return f"{rounds.spread(name, figure) / rounds.median(name, figure):.0%}"
+
+    return Column("±", cell)
 
 
-def ratio_column(heading: str, to: str, compare: Compare) -> Column:
+def ratio_column(heading: str, to: str, compare: Compare) -> Column[Measurement]:
     return comparison_column(heading, lambda rounds, name: rounds.ratio(name, to, compare))
 
 
-def comparison_column(heading: str, compare: Comparison) -> Column:
+def comparison_column(heading: str, compare: Comparison) -> Column[Measurement]:
     return Column(heading, lambda rounds, name: as_ratio(compare(rounds, name)))
 
 
@@ -109,7 +91,7 @@ SHARES: tuple[Figure, ...] = (
 )
 
 
-def busy(rounds: Rounds, name: str) -> str:
+def busy(rounds: Rounds[Measurement], name: str) -> str:
     return " / ".join(f"{rounds.median(name, share) * 100:3.0f}" for share in SHARES)
 
 
@@ -119,14 +101,20 @@ RATIOS = (
     ratio_column("of ceiling", CEILING, times_the_rate),
 )
 BUSY = Column("busy %: relay / client / backend", busy)
-LATENCIES = (
+LATENCIES: tuple[Column[Measurement], ...] = (
     figure_column("p50 µs", lambda m: m.p50, 1e6),
     figure_column("p99 µs", lambda m: m.p99, 1e6),
     figure_column("p99.9 µs", lambda m: m.p999, 1e6),
 )
 
 
-def columns(rounds: Rounds) -> tuple[Column, ...]:
+HELD: tuple[Column[Measurement], ...] = (
+    figure_column("RSS MiB", lambda m: m.rss, 1 / 2**20, 1),
+    figure_column("fds", lambda m: m.fds),
+)
+
+
+def columns(rounds: Rounds[Measurement]) -> tuple[Column[Measurement], ...]:
     assert isinstance(rounds.regime, RelayRegime)
     unit = rounds.regime.unit
     return (
@@ -134,41 +122,51 @@ def columns(rounds: Rounds) -> tuple[Column, ...]:
         spread_column(rate),
         figure_column(unit.cost, cost, unit.cost_scale, unit.cost_digits),
         spread_column(cost),
-        *(() if rounds.regime.backend_observes else LATENCIES),
+        *(() if rounds.regime.shape.backend_observes else LATENCIES),
         *RATIOS,
+        *HELD,
         BUSY,
     )
 
 
-def regime_table(rounds: Rounds) -> str:
+def regime_table(rounds: Rounds[Measurement]) -> str:
     """One regime: a line for each contender, in the order in which they were first measured."""
-    return rounds_table(rounds, columns(rounds))
+    return rounds_table(rounds, columns(rounds), notes_of_load(rounds))
 
 
-def rounds_table(rounds: Rounds, columns: Sequence[Column], notes: Sequence[str] = ()) -> str:
+def rounds_table(
+    rounds: Rounds[Result],
+    columns: Sequence[Column[Result]],
+    notes: Sequence[str] = (),
+    title: str = "",
+    last: str = "right",
+) -> str:
+    """A line for each contender, and below why others have none."""
     rows = [[name, *(column.cell(rounds, name) for column in columns)] for name in rounds.results]
-    lines = [f"{rounds.regime.name}:"]
+    lines = [f"{title or rounds.regime.name}:"]
     if rows:
-        lines.append(table(["", *(column.heading for column in columns)], rows))
+        lines.append(table(["", *(column.heading for column in columns)], rows, last))
     lines += [f"  {name} is left out: {reason}" for name, reason in rounds.left_out.items()]
     lines += [f"  {name} failed: {reason}" for name, reason in rounds.failures.items()]
-    lines += [f"  note: {note}" for note in (*notes, *_notes_of_load(rounds))]
+    lines += [f"  note: {note}" for note in notes]
     return "\n".join(lines)
 
 
-def ratio_table(regimes: Sequence[Rounds]) -> str:
+def ratio_table(regimes: Sequence[Rounds[Measurement]]) -> str:
     """All regimes: rate x / cpu x of each contender, to the gevent loop."""
     names = list(dict.fromkeys(name for rounds in regimes for name in rounds.results))
+    if not names:
+        return "nothing was measured"
     rows = [[rounds.regime.name, *(_both(rounds, name) for name in names)] for rounds in regimes]
     return table(["rate x / cpu x", *names], rows)
 
 
-def _both(rounds: Rounds, name: str) -> str:
+def _both(rounds: Rounds[Measurement], name: str) -> str:
     compares = (times_the_rate, times_less_cpu)
     return " / ".join(as_ratio(rounds.ratio(name, BASELINE, compare)) for compare in compares)
 
 
-def _notes_of_load(rounds: Rounds) -> list[str]:
+def notes_of_load(rounds: Rounds[Measurement]) -> list[str]:
     loads = [m.other_load for results in rounds.results.values() for m in results.values()]
     if not loads or statistics.median(loads) < NOTABLE_OTHER_LOAD:
         return []
@@ -183,23 +181,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], last: str = "r
 
 
 def as_json(
-    facts: Mapping[str, str], done: Sequence[Rounds], comparisons: Mapping[str, Comparison]
-) -> dict[str, object]:
+    done: Sequence[Rounds[Measurement]], comparisons: Mapping[str, Comparison]
+) -> dict[str, dict[str, Any]]:
     """Every measurement of every round, with the medians beside them."""
-    return {
-        "machine": dict(facts),
-        "regimes": {rounds.regime.name: _regime_as_json(rounds, comparisons) for rounds in done},
-    }
+    return {rounds.regime.name: _regime_as_json(rounds, comparisons) for rounds in done}
 
 
-def _regime_as_json(rounds: Rounds, comparisons: Mapping[str, Comparison]) -> dict[str, object]:
-    unit = rounds.regime.unit if isinstance(rounds.regime, RelayRegime) else None
+def _regime_as_json(
+    rounds: Rounds[Measurement], comparisons: Mapping[str, Comparison]
+) -> dict[str, Any]:
+    regime = rounds.regime
     return {
-        "kind": type(rounds.regime).__name__,
-        "unit": vars(unit) if unit else None,
-        "size": rounds.regime.size,
-        "connections": rounds.regime.connections,
+        **(_shape_as_json(regime.shape) if isinstance(regime, RelayRegime) else {}),
+        "size": regime.size,
+        "connections": regime.connections,
         "failures": rounds.failures,
+        "left out": rounds.left_out,
         "contenders": {
             name: {
                 "rate": rounds.median(name, rate),
@@ -212,4 +209,16 @@ def _regime_as_json(rounds: Rounds, comparisons: Mapping[str, Comparison]) -> di
             }
             for name, results in rounds.results.items()
         },
+    }
+
+
+def _shape_as_json(shape: Shape) -> dict[str, object]:
+    return {"kind": shape.kind, "unit": vars(shape.unit)}
+
+
+def every_round(rounds: Rounds[Any]) -> dict[str, list[dict[str, object]]]:
+    """The same where there is no more to say than what each round has."""
+    return {
+        name: [vars(result) for result in results.values()]
+        for name, results in rounds.results.items()
     }

@@ -21,7 +21,7 @@ import pyperf  # type: ignore[import-untyped]
 from gevent import socket
 
 import gsplice
-from bench.command_line import progress
+from bench.rounds import progress, turns
 
 VARIANTS = ("original", "patched", "control")
 CALLS = 32  # in a block: with the size below, far less than a receive buffer holds
@@ -34,12 +34,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     benchmarks: dict[str, list[pyperf.Benchmark]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(options.turns):
-            for variant in rotated(VARIANTS, turn):
-                progress(f"turn {turn + 1} of {options.turns}, {variant}")
-                file = Path(folder, f"{variant}-{turn}.json")
-                run_pyperf(variant, options.transport, file)
-                benchmarks[variant].append(pyperf.Benchmark.load(str(file)))
+        for turn, variant in turns(VARIANTS, options.turns):
+            progress(f"turn {turn + 1} of {options.turns}, {variant}")
+            file = Path(folder, f"{variant}-{turn}.json")
+            run_pyperf(variant, options.transport, file)
+            benchmarks[variant].append(pyperf.Benchmark.load(str(file)))
     progress("")
     return report(benchmarks, options)
 
@@ -61,11 +60,6 @@ def add_transport_option(options: argparse.ArgumentParser) -> None:
     )
 
 
-def rotated(variants: Sequence[str], by: int) -> list[str]:
-    by %= len(variants)
-    return [*variants[by:], *variants[:by]]
-
-
 def run_pyperf(variant: str, transport: str, file: Path) -> None:
     command = [sys.executable, "-m", "bench.sendall_overhead", "--variant", variant]
     command += ["--transport", transport, "--quiet", "--output", str(file), "--processes=1"]
@@ -74,13 +68,15 @@ def run_pyperf(variant: str, transport: str, file: Path) -> None:
 
 
 def report(benchmarks: dict[str, list[pyperf.Benchmark]], options: argparse.Namespace) -> int:
-    for variant, turns in benchmarks.items():
-        medians = [turn.median() for turn in turns]
+    for variant, measured in benchmarks.items():
+        medians = [benchmark.median() for benchmark in measured]
         print(f"{variant:9} {statistics.median(medians) * 1e6:.3f} µs a call")
     patched, control = (percent_more(benchmarks, variant) for variant in ("patched", "control"))
     print(f"patched: {patched:+.2f} % (the control: {control:+.2f} %; limit: {LIMIT_PERCENT} %)")
     if options.output:
-        pyperf.BenchmarkSuite([merged(turns) for turns in benchmarks.values()]).dump(options.output)
+        pyperf.BenchmarkSuite([merged(measured) for measured in benchmarks.values()]).dump(
+            options.output
+        )
     return 0 if patched <= LIMIT_PERCENT else 1
 
 
@@ -90,8 +86,8 @@ def percent_more(benchmarks: dict[str, list[pyperf.Benchmark]], variant: str) ->
     return (ratio - 1) * 100
 
 
-def merged(turns: Sequence[pyperf.Benchmark]) -> pyperf.Benchmark:
-    first, *others = turns
+def merged(measured: Sequence[pyperf.Benchmark]) -> pyperf.Benchmark:
+    first, *others = measured
     for other in others:
         first.add_runs(other)
     return first

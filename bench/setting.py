@@ -40,7 +40,7 @@ class Setting:
         First something has to have come on each of its connections: a relay that is saturated may
         accept no more.
         """
-        if self.regime.backend_observes:
+        if self.regime.shape.backend_observes:
             assert self.backend is not None
             connections = self.regime.connections + (self.usage_before is not None)
             self.client.tell("greet")
@@ -63,7 +63,7 @@ class Setting:
 
     @property
     def _observer(self) -> LineProcess:
-        observer = self.backend if self.regime.backend_observes else self.client
+        observer = self.backend if self.regime.shape.backend_observes else self.client
         assert observer is not None
         return observer
 
@@ -94,7 +94,7 @@ def set_up(
             before = _probed(backend, relay, place, regime, address) if probe_first else None
             client = _start_client(stack, place, regime, address)
             setting = Setting(regime, backend, relay, client, before)
-            if contender.process_for_each and regime.connections_last:
+            if contender.process_for_each and regime.shape.connections_last:
                 _await_processes(relay, regime.connections + 1)
             yield setting
         except ProcessFailed as failure:
@@ -105,13 +105,13 @@ def _start_backend(
     stack: ExitStack, place: Opened, regime: RelayRegime
 ) -> tuple[LineProcess | None, str]:
     """The backend and its address; or no process, and the file that is sent."""
-    if regime.backend is None:
+    if regime.shape.backend is None:
         file = stack.enter_context(tempfile.NamedTemporaryFile())  # noqa: SIM115 - it does
         file.truncate(regime.size)
         file.write(bytes(regime.size))  # not a hole: in the page cache
         file.flush()
         return None, f"file:{file.name}"
-    program, role = regime.backend
+    program, role = regime.shape.backend
     command = peer_command(program, role, show(place.backend))
     backend = stack.enter_context(LineProcess(place.command(BACKEND_HOST, command)))
     return backend, backend.wait_until_ready()
@@ -120,7 +120,7 @@ def _start_backend(
 def _start_client(
     stack: ExitStack, place: Opened, regime: RelayRegime, address: str
 ) -> LineProcess:
-    program, role = regime.client_program
+    program, role = regime.shape.client
     sizes = ",".join(map(str, regime.sizes))
     command = peer_command(program, role, address, sizes, regime.connections)
     client = stack.enter_context(LineProcess(place.command(CLIENT_HOST, command)))

@@ -6,12 +6,14 @@ colour alone.
 
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 SIZE = (7.2, 5.4)  # inches, of a pair of axes
 
 # Without yellow, which is too pale for a line on white.
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
-VERMILION, PURPLE, BLACK, GREY, BROWN = "#D55E00", "#CC79A7", "#000000", "#777777", "#8C6D31"
+VERMILION, PURPLE, BLACK, GREY = "#D55E00", "#CC79A7", "#000000", "#777777"
+BROWN, NAVY = "#8C6D31", "#003B5C"
 
 SOLID, DASHED, DOTTED, MIXED = "-", "--", ":", "-."
 
@@ -21,9 +23,13 @@ STYLES = {
     "gsplice-copy": (BLUE, DOTTED, "v"),
     "gsplice-unmoderated": (BLUE, MIXED, "s"),
     "gsplice-server": (BLUE, MIXED, "D"),
+    "gunicorn-1": (NAVY, SOLID, "P"),
+    "gunicorn-2": (NAVY, DASHED, "X"),
+    "gunicorn-2-reuse-port": (NAVY, DOTTED, "p"),
     "gevent": (BLACK, SOLID, "o"),
     "haproxy": (VERMILION, DASHED, "^"),
     "haproxy-splice": (VERMILION, SOLID, "o"),
+    "haproxy-2": (VERMILION, MIXED, "s"),
     "nginx": (PURPLE, SOLID, "s"),
     "go": (SKY, SOLID, "o"),
     "go-all-cpus": (SKY, DASHED, "^"),
@@ -34,13 +40,15 @@ STYLES = {
     "socat": (BROWN, SOLID, "D"),
     "ceiling": (GREY, DASHED, "*"),
 }
-OTHER = (GREY, DOTTED, "x")
+# A contender that is not among them is one of these, and the same one in every picture.
+OTHERS = tuple((GREY, line, marker) for line in (DOTTED, MIXED) for marker in "xd+<>h")
 FOREMOST = "gsplice"
+FEW_TIMES = 20  # the lowest value: a scale that wants more figures than those of 2 and 5
 
 
 def style_of(contender: str) -> dict[str, Any]:
     """What ``plot`` is told of a contender."""
-    color, line, marker = STYLES.get(contender, OTHER)
+    color, line, marker = STYLES.get(contender) or OTHERS[crc32(contender.encode()) % len(OTHERS)]
     is_foremost = contender == FOREMOST
     return {
         "color": color,
@@ -53,15 +61,17 @@ def style_of(contender: str) -> dict[str, Any]:
 
 
 def name_powers(scale: Any) -> None:
-    """On a logarithmic scale: powers of ten, and 2 and 5 times them, in plain figures."""
+    """On a logarithmic scale: powers of ten, and some between them, in plain figures."""
     from matplotlib.ticker import LogLocator
 
-    scale.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-    scale.set_major_formatter(_plain)
-    scale.set_minor_formatter(_plain)
+    low, high = scale.get_view_interval()
+    between = (2.0, 5.0) if high > FEW_TIMES * low else (1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    scale.set_minor_locator(LogLocator(subs=between))
+    scale.set_major_formatter(plain)
+    scale.set_minor_formatter(plain)
 
 
-def _plain(value: float, position: object) -> str:
+def plain(value: float, position: object) -> str:
     return f"{value:,g}"
 
 

@@ -1,7 +1,6 @@
 """``python -m bench syscalls``: which system calls a message costs, as strace counts them."""
 
 import argparse
-import json
 import shutil
 import signal
 import subprocess
@@ -9,22 +8,25 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from bench import machine
 from bench.command_line import (
-    add_contender_option,
+    add_choice_option,
+    add_rounds_options,
+    begin,
     chosen_regimes,
+    parser_of,
     plan,
     print_facts,
-    progress,
-    stop_on_sigterm,
+    print_regimes_and_contenders,
+    write_json,
 )
 from bench.contenders import Contender
 from bench.measure import amount_of
 from bench.processes import ProcessFailed
 from bench.regimes import OF_BYTES, REGIMES, RelayRegime
-from bench.report import table
+from bench.report import Column, rounds_table
+from bench.rounds import Rounds, run_rounds
 from bench.setting import set_up
 
 TRACER_SECONDS = 20.0
@@ -71,38 +73,23 @@ class Trace:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m bench syscalls", description="System calls for each message."
-    )
-    options.add_argument(
-        "--regime", action="append", metavar="NAME", help="only these (repeatable; * and ? work)"
-    )
-    options.add_argument("--seconds", type=float, default=0.5, help="for each (default: 0.5)")
-    add_contender_option(options)
-    options.add_argument("--json", metavar="FILE", help="write every count to FILE")
+    options = parser_of("syscalls", "System calls for each message.")
+    add_choice_option(options, "regime")
+    add_rounds_options(options, rounds=1, seconds=0.5, warmup=None)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
+    options = begin(parser(), arguments)
+    if options.list:
+        return print_regimes_and_contenders(REGIMES)
     if reason := missing():
         sys.exit(f"no system calls are counted: {reason}")
-    stop_on_sigterm()
     planned = plan(chosen_regimes(REGIMES, options.regime), options.contender)
-    facts = machine.facts()
-    print_facts(facts)
-    results: dict[str, dict[str, Count]] = {}
-    status = 0
-    for regime, contenders in planned:
-        counts, failures = count_all(regime, contenders, options.seconds)
-        results[regime.name] = counts
-        status |= bool(failures)
-        print(regime_table(regime, counts))
-        for name, failure in failures.items():
-            print(f"  {name} failed: {failure}")
-        print(flush=True)
-    if options.json:
-        write_json(options.json, facts, results)
+    facts = print_facts()
+    done: list[Rounds[Count]] = []
+    status = run_rounds(done, planned, options, count, regime_table, Contender.why_not)
+    write_json(options.json, facts, {"system calls": as_json(done)})
     return status
 
 
@@ -119,27 +106,11 @@ def missing() -> str:
             return str(failure)
 
 
-def count_all(
-    regime: RelayRegime, contenders: Sequence[Contender], seconds: float
-) -> tuple[dict[str, Count], dict[str, str]]:
-    counts, failures = {}, {}
-    for contender in contenders:
-        if contender.why_not(regime):
-            continue
-        progress(f"{regime.name}: {contender.name}")
-        try:
-            counts[contender.name] = count(contender, regime, seconds)
-        except ProcessFailed as failure:
-            failures[contender.name] = str(failure)
-    progress("")
-    return counts, failures
-
-
-def count(contender: Contender, regime: RelayRegime, seconds: float) -> Count:
+def count(contender: Contender, regime: RelayRegime, warmup: float, seconds: float) -> Count:
     with set_up(contender, regime, probe_first=True) as setting:
         with traced(setting.relay.family()) as trace:
             setting.begin()
-            answer = setting.observe(0.0, seconds, [])
+            answer = setting.observe(warmup, seconds, [])
         amount = amount_of(answer, regime)
         if not amount:
             raise ProcessFailed(f"nothing came through in {seconds} s")
@@ -182,29 +153,28 @@ def read_summary(lines: Iterator[str]) -> Iterator[tuple[str, Calls]]:
             yield words[-1], Calls(int(words[3]), int(words[4]) if len(words) == 6 else 0)
 
 
-def regime_table(regime: RelayRegime, counts: Mapping[str, Count]) -> str:
-    rows = [
-        [name, f"{result.total():.3g}", f"{result.failed_each():.3g}", result.breakdown()]
-        for name, result in counts.items()
-    ]
-    what = regime.what.partition(",")[0].removesuffix("s")
-    return f"{regime.name}, for each {what}:\n" + table(
-        ["", "calls", "in vain", "of which"], rows, last="left"
-    )
+def middle(rounds: Rounds[Count], name: str) -> Count:
+    """The round with the median number of calls, or the one above it: its calls belong together."""
+    ordered = sorted(rounds.results[name].values(), key=Count.total)
+    return ordered[len(ordered) // 2]
 
 
-def write_json(
-    path: str, facts: Mapping[str, str], results: Mapping[str, Mapping[str, Count]]
-) -> None:
-    counts = {
-        regime: {
-            name: {
-                "messages": result.messages,
-                "calls": {call: vars(calls) for call, calls in result.calls.items()},
-            }
-            for name, result in of_regime.items()
-        }
-        for regime, of_regime in results.items()
+COLUMNS = (
+    Column[Count]("calls", lambda rounds, name: f"{middle(rounds, name).total():.3g}"),
+    Column[Count]("in vain", lambda rounds, name: f"{middle(rounds, name).failed_each():.3g}"),
+    Column[Count]("of which", lambda rounds, name: middle(rounds, name).breakdown()),
+)
+
+
+def regime_table(rounds: Rounds[Count]) -> str:
+    assert isinstance(rounds.regime, RelayRegime)
+    what = rounds.regime.shape.what.removesuffix("s")
+    title = f"{rounds.regime.name}, for each {what}"
+    return rounds_table(rounds, COLUMNS, title=title, last="left")
+
+
+def as_json(done: Sequence[Rounds[Count]]) -> dict[str, object]:
+    return {
+        rounds.regime.name: {name: asdict(middle(rounds, name)) for name in rounds.results}
+        for rounds in done
     }
-    with open(path, "w") as file:
-        json.dump({"machine": facts, "system calls": counts}, file, indent=1)

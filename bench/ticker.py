@@ -6,34 +6,38 @@ The contenders are those in Python: their event loop is what the rest of the pro
 import argparse
 import json
 import signal
-import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench import machine
 from bench.command_line import (
-    add_contender_option,
+    add_choice_option,
+    add_rounds_options,
+    begin,
     chosen_regimes,
+    parser_of,
     plan,
     print_facts,
-    progress,
-    stop_on_sigterm,
-    turns,
+    print_regimes_and_contenders,
+    write_json,
 )
 from bench.contenders import Contender
+from bench.goals import OURS, Limit, fewest_rounds, goal_row, table_of_goals
 from bench.measure import amount_of
-from bench.processes import LineProcess, ProcessFailed
-from bench.regimes import REGIMES, PingPong, RelayRegime
-from bench.report import table
+from bench.processes import LineProcess
+from bench.regimes import PING_PONG, REGIMES, RelayRegime
+from bench.report import Column, every_round, figure_column, rounds_table
+from bench.rounds import Rounds, run_rounds
 from bench.setting import set_up
 
 # One connection that never waits, several, many, and messages instead of a stream. The first is a
 # control: nothing is sent, and what is missing then is the machine's fault.
-IDLE = PingPong("idle", 256, 1)
+IDLE = RelayRegime("idle", 256, 1, PING_PONG)
 BY_DEFAULT = ("one-way-512k", "one-way-64k-x8", "one-way-16k-x100", "ping-pong-256-x32")
 ANSWER_SECONDS = 10.0  # of a loop that starves
 SLACK_SECONDS = 1.0  # the traffic lasts longer than the ticking
+MOST_TICKS = Limit(95, digits=1, unit=" %")
+NO_LONG_GAP = Limit(10, at_most=True, digits=1, unit=" ms")
 
 
 @dataclass(frozen=True)
@@ -46,62 +50,28 @@ class Ticking:
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m bench ticker", description="A ticker of 5 ms beside saturated relays."
-    )
-    options.add_argument(
-        "--regime",
-        action="append",
-        metavar="NAME",
-        help=f"(repeatable; * and ? work; default: {', '.join(BY_DEFAULT)})",
-    )
-    options.add_argument("--rounds", type=int, default=5, help="(default: 5)")
-    options.add_argument("--seconds", type=float, default=2.0, help="for each (default: 2.0)")
-    options.add_argument("--warmup", type=float, default=0.3, help="seconds (default: 0.3)")
-    add_contender_option(options)
-    options.add_argument("--json", metavar="FILE", help="write every measurement to FILE")
+    options = parser_of("ticker", "A ticker of 5 ms beside saturated relays.")
+    add_choice_option(options, "regime", default=BY_DEFAULT)
+    add_rounds_options(options, seconds=2.0)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
-    stop_on_sigterm()
+    options = begin(parser(), arguments)
+    if options.list:
+        return print_regimes_and_contenders(REGIMES)
     regimes = [IDLE, *chosen_regimes(REGIMES, options.regime or BY_DEFAULT)]
-    planned = plan(regimes, options.contender)
-    facts = machine.facts()
-    print_facts(facts)
-    results: dict[str, dict[str, list[Ticking]]] = {}
-    status = 0
-    for regime, contenders in planned:
-        takers = [one for one in contenders if one.ticks and not one.why_not(regime)]
-        results[regime.name], failures = run_rounds(regime, takers, options)
-        print(f"{regime.name}:\n{regime_table(regime, results[regime.name])}")
-        for name, failure in failures.items():
-            print(f"  {name} failed: {failure}")
-            status = 1
-        print(flush=True)
-    if options.json:
-        write_json(options.json, facts, results)
+    planned = [
+        (regime, [one for one in contenders if one.ticks])
+        for regime, contenders in plan(regimes, options.contender)
+    ]
+    facts = print_facts()
+    done: list[Rounds[Ticking]] = []
+    status = run_rounds(done, planned, options, measure, regime_table, Contender.why_not)
+    print(goals_table(done))
+    figures = {rounds.regime.name: every_round(rounds) for rounds in done}
+    write_json(options.json, facts, {"ticker": figures})
     return status
-
-
-def run_rounds(
-    regime: RelayRegime, contenders: Sequence[Contender], options: argparse.Namespace
-) -> tuple[dict[str, list[Ticking]], dict[str, str]]:
-    results: dict[str, list[Ticking]] = {}
-    failures: dict[str, str] = {}
-    for number, contender in turns(contenders, options.rounds):
-        if contender.name in failures:
-            continue
-        progress(f"{regime.name}: round {number + 1} of {options.rounds}, {contender.name}")
-        try:
-            ticking = measure(contender, regime, options.warmup, options.seconds)
-        except ProcessFailed as failure:
-            failures[contender.name] = str(failure)
-        else:
-            results.setdefault(contender.name, []).append(ticking)
-    progress("")
-    return results, failures
 
 
 def measure(contender: Contender, regime: RelayRegime, warmup: float, seconds: float) -> Ticking:
@@ -127,25 +97,37 @@ def _tick(relay: LineProcess, seconds: float) -> None:
     relay.signal(signal.SIGUSR2)
 
 
-def regime_table(regime: RelayRegime, results: Mapping[str, Sequence[Ticking]]) -> str:
-    headings = ["", "ticks", "fewest", "longest gap, ms", "longest of all", regime.unit.rate]
-    rows = []
-    for name, rounds in results.items():
-        shares = [ticking.share * 100 for ticking in rounds]
-        gaps = [ticking.longest_gap * 1e3 for ticking in rounds]
-        rate = statistics.median(ticking.rate for ticking in rounds) * regime.unit.rate_scale
-        figures = [f"{statistics.median(shares):.1f} %", f"{min(shares):.1f} %"]
-        figures += [f"{statistics.median(gaps):.1f}", f"{max(gaps):.1f}", f"{rate:,.0f}"]
-        rows.append([name, *figures])
-    return table(headings, rows)
+def percent_of_ticks(ticking: Ticking) -> float:
+    return ticking.share * 100
 
 
-def write_json(
-    path: str, facts: Mapping[str, str], results: Mapping[str, Mapping[str, Sequence[Ticking]]]
-) -> None:
-    figures = {
-        regime: {name: [vars(one) for one in rounds] for name, rounds in of_regime.items()}
-        for regime, of_regime in results.items()
-    }
-    with open(path, "w") as file:
-        json.dump({"machine": facts, "ticker": figures}, file, indent=1)
+def gap_in_ms(ticking: Ticking) -> float:
+    return ticking.longest_gap * 1e3
+
+
+def regime_table(rounds: Rounds[Ticking]) -> str:
+    assert isinstance(rounds.regime, RelayRegime)
+    unit = rounds.regime.unit
+    columns: tuple[Column[Ticking], ...] = (
+        figure_column("ticks, %", percent_of_ticks, digits=1),
+        Column("fewest", lambda rounds, name: f"{min(rounds.values(name, percent_of_ticks)):.1f}"),
+        figure_column("longest gap, ms", gap_in_ms, digits=1),
+        Column("longest of all", lambda rounds, name: f"{max(rounds.values(name, gap_in_ms)):.1f}"),
+        figure_column(unit.rate, lambda ticking: ticking.rate, unit.rate_scale),
+    )
+    return rounds_table(rounds, columns)
+
+
+def goals_table(done: Sequence[Rounds[Ticking]]) -> str:
+    """Most ticks come in time, and none waits long, whatever the relays have to do."""
+    rows = [
+        goal_row(rounds.regime.name, name, what, "", limit, values)
+        for rounds in done
+        for name in OURS
+        for what, limit, figure in (
+            ("ticks", MOST_TICKS, percent_of_ticks),
+            ("longest gap", NO_LONG_GAP, gap_in_ms),
+        )
+        if rounds.regime is not IDLE and (values := rounds.values(name, figure))
+    ]
+    return table_of_goals(rows, fewest_rounds(done))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.addresses import Address
-from bench.regimes import MOST_RELAYS, FileToSocket, RelayRegime, relays_allowed
+from bench.regimes import MOST_RELAYS, RelayRegime, relays_allowed
 
 
 def nothing() -> str:
@@ -50,13 +50,13 @@ class Contender:
 
     def why_not(self, regime: RelayRegime) -> str:
         """What keeps it out of a regime; nothing if it can take part."""
-        if isinstance(regime, FileToSocket) and self.send_file is None:
+        if regime.shape.backend is None and self.send_file is None:
             return "it sends no files"
         if regime.connections > self.most_connections:
             return f"it is not asked for more than {self.most_connections} connections"
         if regime.connections > relays_allowed(self.fds_each):
             return f"it needs {self.fds_each} fds for each connection, and may not have as many"
-        if self.process_for_each and not regime.connections_last:
+        if self.process_for_each and not regime.shape.connections_last:
             return "its processes have ended before their CPU can be read"
         return ""
 

@@ -1,23 +1,27 @@
 """``python -m bench web``: HTTP servers side by side, round by round."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from functools import partial
 
-from bench import machine
 from bench.command_line import (
+    LIST_WIDTH,
+    add_choice_option,
     add_rounds_options,
-    check_rounds_options,
+    begin,
     chosen,
+    connections_in_words,
+    parser_of,
     present,
     print_facts,
-    run_rounds,
-    stop_on_sigterm,
+    print_participants,
+    write_json,
 )
 from bench.compiler import compiler
-from bench.report import Rounds, as_json
+from bench.measure import Measurement
+from bench.report import as_json
+from bench.rounds import Rounds, run_rounds
 from bench.web.cases import CASES, PROXY, STATIC, UPLOAD, Case
 from bench.web.files import folder_for
 from bench.web.goals import goals_table
@@ -33,36 +37,28 @@ WHAT = {
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m bench web", description=__doc__)
-    options.add_argument(
-        "--case", action="append", metavar="NAME", help="only these (repeatable; * and ? work)"
-    )
+    options = parser_of("web", "HTTP servers side by side, round by round.")
+    add_choice_option(options, "case")
     add_rounds_options(options)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
+    options = begin(parser(), arguments)
     if options.list:
-        print_list()
-        return 0
-    check_rounds_options(parser(), options)
+        return print_list()
     if not compiler():
         sys.exit("no C compiler: the client of this bench is written in C, and has no substitute")
-    stop_on_sigterm()
     servers = present(all_servers(), options.contender)
     cases = possible(chosen(CASES, options.case))
-    facts = machine.facts()
-    print_facts(facts)
+    facts = print_facts()
     print("rate x and cpu x are to the same server as it is, of the same round; more is better\n")
-    done: list[Rounds] = []
+    done: list[Rounds[Measurement]] = []
     with folder_for(cases) as folder:
         plan = [(case, takers) for case in cases if (takers := in_case(case, servers))]
         status = run_rounds(done, plan, options, partial(measure, folder), case_table)
     print(goals_table(done))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(as_json(facts, done, COMPARISONS), file, indent=1)
+    write_json(options.json, facts, {"regimes": as_json(done, COMPARISONS)})
     return status
 
 
@@ -78,12 +74,10 @@ def in_case(case: Case, servers: Sequence[Server]) -> list[Server]:
     return [server for server in servers if case.kind in server.kinds]
 
 
-def print_list() -> None:
+def print_list() -> int:
     print("cases:")
     for case in CASES:
-        where = "1 connection" if case.connections == 1 else f"{case.connections} connections"
-        print(f"  {case.name:24} {WHAT[case.kind]} {case.size} bytes each, {where}")
+        where = connections_in_words(case.connections)
+        print(f"  {case.name:{LIST_WIDTH}} {WHAT[case.kind]} {case.size} bytes each, {where}")
     print("servers:")
-    for server in all_servers():
-        remark = server.missing() or ("" if server.by_default else "when named")
-        print(f"  {server.name:24} {server.description}" + (f" ({remark})" if remark else ""))
+    return print_participants(all_servers())

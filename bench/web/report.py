@@ -3,23 +3,25 @@
 import os
 from collections.abc import Sequence
 
+from bench.measure import Measurement
 from bench.report import (
     SHARES,
     Column,
     Compare,
     Comparison,
     Figure,
-    Rounds,
     busy,
     comparison_column,
     cost,
     figure_column,
+    notes_of_load,
     rate,
     rounds_table,
     spread_column,
     times_less_cpu,
     times_the_rate,
 )
+from bench.rounds import Rounds
 from bench.web.cases import Case
 from bench.web.servers import all_servers
 
@@ -50,7 +52,7 @@ RATIOS = (
     comparison_column("cpu x nginx", to_nginx(times_less_cpu)),
 )
 BUSY = Column("busy %: server / client / backend", busy)
-LARGE_COLUMNS = (
+LARGE_COLUMNS: tuple[Column[Measurement], ...] = (
     figure_column("MB/s", rate, 1e-6),
     spread_column(rate),
     figure_column("CPU s/GB", cost, 1e9, 3),
@@ -58,7 +60,7 @@ LARGE_COLUMNS = (
     *RATIOS,
     BUSY,
 )
-SMALL_COLUMNS = (
+SMALL_COLUMNS: tuple[Column[Measurement], ...] = (
     figure_column("requests/s", rate, 1),
     spread_column(rate),
     figure_column("CPU µs/request", cost, 1e6, 1),
@@ -70,18 +72,18 @@ SMALL_COLUMNS = (
 )
 
 
-def case_table(rounds: Rounds) -> str:
+def case_table(rounds: Rounds[Measurement]) -> str:
     assert isinstance(rounds.regime, Case)
     columns = SMALL_COLUMNS if rounds.regime.is_small else LARGE_COLUMNS
-    return rounds_table(rounds, columns, bottlenecks(rounds))
+    return rounds_table(rounds, columns, [*bottlenecks(rounds), *notes_of_load(rounds)])
 
 
-def used(rounds: Rounds, name: str, shares: Sequence[Figure]) -> float:
+def used(rounds: Rounds[Measurement], name: str, shares: Sequence[Figure]) -> float:
     """CPUs, in the median round."""
     return rounds.median(name, lambda measurement: sum(share(measurement) for share in shares))
 
 
-def bottlenecks(rounds: Rounds) -> list[str]:
+def bottlenecks(rounds: Rounds[Measurement]) -> list[str]:
     """Where a rate says more of something else than of the server: what its CPU is for."""
     cpus = len(os.sched_getaffinity(0))
     notes = []
