@@ -96,7 +96,7 @@ def matching(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
         return list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            print(f"nothing is called {pattern!r}; --list shows the names", file=sys.stderr)
+            print(f"nothing is called {pattern!r}; there are {', '.join(names)}", file=sys.stderr)
             sys.exit(USAGE_ERROR)
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 

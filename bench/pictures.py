@@ -27,6 +27,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 WRITE_SIZES = re.compile(r"one-way-\d+k")
 MESSAGES_AT_SCALE = re.compile(r"ping-pong-256(-x\d+)?")
 BYTES_AT_SCALE = re.compile(r"one-way-16k(-x\d+)?")
+MANY_TIMES = 500  # the lowest value: no room for more than powers of ten below the axis
 RARITY_TICKS = {0.5: "50", 0.9: "90", 0.99: "99", 0.999: "99.9", 0.9999: "99.99"}
 
 
@@ -258,11 +259,12 @@ def _memory(memory: Mapping[str, Any], names: Sequence[str]) -> Any:
     axis = figure.subplots()
     for line, (size, fds, name) in enumerate(rows):
         axis.plot(size, line, **style_of(name))
-        words = f"{size:.1f} KB, {fds:.3g} fds"
+        words = f"{size:,.1f} KB, {fds:.3g} fds"
         axis.annotate(words, (size, line), (8, 0), textcoords="offset points", va="center")
     axis.set_yticks(range(len(rows)), [name for _, _, name in rows])
     axis.set(title="An idle relay (lower is better)", xlabel="RSS, KB of 1,024 bytes", xscale="log")
     axis.set_xlim(right=5 * max(size for size, _, _ in rows))  # room for the words
-    name_powers(axis.xaxis)
+    low, high = axis.get_xlim()
+    name_powers(axis.xaxis, alone=high > MANY_TIMES * low)
     hide_frame(axis)
     return figure

@@ -100,7 +100,7 @@ class LineProcess:
 
     def family(self) -> list[int]:
         """The child's pid, and those of the processes it has started."""
-        return _with_descendants(self.pid)
+        return with_descendants(self.pid)
 
     def stop(self) -> None:
         """Ends the child and what it has started. A second call does nothing."""
@@ -156,7 +156,8 @@ def allow_many_fds() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _with_descendants(pid: int) -> list[int]:
+def with_descendants(pid: int) -> list[int]:
+    """A process's pid, and those of what it has started, and what they have."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -60,15 +60,15 @@ def style_of(contender: str) -> dict[str, Any]:
     }
 
 
-def name_powers(scale: Any) -> None:
-    """On a logarithmic scale: powers of ten, and some between them, in plain figures."""
-    from matplotlib.ticker import LogLocator
+def name_powers(scale: Any, alone: bool = False) -> None:
+    """On a logarithmic scale: powers of ten, and unless alone some between, in plain figures."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = scale.get_view_interval()
     between = (2.0, 5.0) if high > FEW_TIMES * low else (1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
     scale.set_minor_locator(LogLocator(subs=between))
     scale.set_major_formatter(plain)
-    scale.set_minor_formatter(plain)
+    scale.set_minor_formatter(NullFormatter() if alone else plain)
 
 
 def plain(value: float, position: object) -> str:

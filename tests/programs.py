@@ -6,6 +6,7 @@ for one has a deadline. Output is read as it comes, so no program ever blocks on
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import queue
 import re
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import pytest
 
@@ -40,12 +42,22 @@ ENVIRONMENT = {
 
 def installed(name: str) -> str:
     """The path of a program; without it the test is skipped, but fails where CI is true."""
-    if path := shutil.which(name, path=SYSTEM_PATH):
-        return path
-    reason = f"the program {name} is not installed"
+    path = shutil.which(name, path=SYSTEM_PATH)
+    if path is None:
+        _skip(f"the program {name} is not installed")
+    return path
+
+
+def needs_module(name: str) -> None:
+    """The same of a module that is not among what all tests need."""
+    if importlib.util.find_spec(name) is None:
+        _skip(f"the module {name} is not installed")
+
+
+def _skip(reason: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
