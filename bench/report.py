@@ -66,7 +66,7 @@ def spread_column(figure: Callable[[Result], float]) -> Column[Result]:
     """As a share of the median."""
 
     def cell(rounds: Rounds[Result], name: str) -> str:
-        return f"{rounds.spread(name, figure) / rounds.median(name, figure):.0%}"
+        return f"{rounds.spread(name, figure) / rounds.median(name, figure) * 100:.0f} %"
 
     return Column("±", cell)
 
