@@ -121,6 +121,12 @@ GOALS = (
 )
 # fmt: on
 
+# Of an idle relay (memory.py), and of a ticker beside saturated ones (ticker.py).
+RSS_EACH = Limit(9, at_most=True, digits=1, unit=" KB")
+FDS_EACH = Limit(2, at_most=True)
+TICKS = Limit(95, digits=1, unit=" %")
+LONGEST_GAP = Limit(10, at_most=True, digits=1, unit=" ms")
+
 
 def goals_table(done: Sequence[Rounds[Measurement]]) -> str:
     """Each goal that was measured, regime by regime."""

@@ -18,7 +18,7 @@ from bench.command_line import (
     write_json,
 )
 from bench.contenders import Contender, all_contenders
-from bench.goals import OURS_AS_SERVERS, Limit, fewest_rounds, goal_row, table_of_goals
+from bench.goals import FDS_EACH, OURS_AS_SERVERS, RSS_EACH, fewest_rounds, goal_row, table_of_goals
 from bench.machine import process_clock
 from bench.processes import LineProcess
 from bench.regimes import KIB, PING_PONG, RelayRegime
@@ -30,8 +30,6 @@ from bench.usage import Usage
 ALSO = ("gsplice-server",)
 ANSWER_SECONDS = 5.0
 QUICK_RELAYS, QUICK_SECONDS = 50, 0.3
-LITTLE_MEMORY = Limit(9, at_most=True, digits=1, unit=" KB")
-FEW_FDS = Limit(2, at_most=True)
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,8 @@ def goals_table(done: Sequence[Rounds[IdleRelays]]) -> str:
         for rounds in done
         for name in OURS_AS_SERVERS
         for what, limit, figure in (
-            ("RSS each", LITTLE_MEMORY, kb_each),
-            ("fds each", FEW_FDS, fds_each),
+            ("RSS each", RSS_EACH, kb_each),
+            ("fds each", FDS_EACH, fds_each),
         )
         if (values := rounds.values(name, figure))
     ]

@@ -29,7 +29,7 @@ from bench.rounds import Rounds, turns  # noqa: E402
 from bench.usage import Usage  # noqa: E402
 
 BENCH = (sys.executable, "-m", "bench")
-SHORT = ("--rounds=1", "--seconds=0.2")
+SHORT = ("--rounds=1", "--seconds=0.1")
 FIGURES = ("rate", "cost", "p50", "p99", "p99.9", "times the rate", "times less cpu", "rounds")
 #: What there is without a relay: the socket that listens.
 LISTENER = 1
@@ -141,7 +141,7 @@ def test_a_contender_that_dies_is_reported_and_the_others_go_on(tmp_path: Path) 
         at_work[:] = contenders_under(bench.process.pid, "gevent")
         return any(Usage.of([pid]).fds["socket"] >= LISTENER + 2 for pid in at_work)
 
-    with Program(*BENCH, *SHORT, "--warmup=1", *words, f"--json={file}") as bench:
+    with Program(*BENCH, *SHORT, "--warmup=0.7", *words, f"--json={file}") as bench:
         wait_until(is_relaying, "the gevent loop relays a connection")
         for pid in at_work:
             os.kill(pid, signal.SIGKILL)
