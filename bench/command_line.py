@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
@@ -121,30 +121,30 @@ def present(named: Sequence[Taking], patterns: Sequence[str] | None) -> list[Tak
     return found
 
 
-def chosen_regimes(
-    regimes: Sequence[RelayRegime], patterns: Sequence[str] | None
-) -> list[RelayRegime]:
-    """Those asked for whose place can be had on this machine."""
-    found = []
-    for regime in chosen(regimes, patterns):
+def plan(
+    regimes: Sequence[RelayRegime],
+    regime_patterns: Sequence[str] | None,
+    contender_patterns: Sequence[str] | None,
+) -> list[tuple[RelayRegime, list[Contender]]]:
+    """Which contenders are to take part in which regimes, of those that can be had here."""
+    regimes = chosen(regimes, regime_patterns)
+    contenders = _in_order(present(all_contenders(), contender_patterns))
+    named = contender_patterns is not None
+    also = {name for regime in regimes for name in regime.also if not named}
+    extra = _in_order([one for one in all_contenders() if one.name in also and not one.missing()])
+    return [
+        (regime, [*contenders, *(one for one in extra if one.name in regime.also)])
+        for regime in _possible(regimes)
+    ]
+
+
+def _possible(regimes: Sequence[RelayRegime]) -> Iterator[RelayRegime]:
+    """Those whose place can be had on this machine."""
+    for regime in regimes:
         if reason := regime.place.missing():
             print(f"left out: {regime.name} ({reason})")
         else:
-            found.append(regime)
-    return found
-
-
-def plan(
-    regimes: Sequence[RelayRegime], patterns: Sequence[str] | None
-) -> list[tuple[RelayRegime, list[Contender]]]:
-    """Which contenders are to take part in which regimes, and can be had here."""
-    contenders = _in_order(present(all_contenders(), patterns))
-    also = {name for regime in regimes for name in regime.also} if patterns is None else set()
-    extra = [one for one in all_contenders() if one.name in also and not one.missing()]
-    return [
-        (regime, [*contenders, *(one for one in _in_order(extra) if one.name in regime.also)])
-        for regime in regimes
-    ]
+            yield regime
 
 
 def _in_order(contenders: Sequence[Contender]) -> list[Contender]:

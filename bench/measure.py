@@ -1,11 +1,12 @@
 """One measurement of one contender in one regime, for a second or so."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench.contenders import Contender
 from bench.machine import OtherLoad
-from bench.processes import ProcessFailed
+from bench.processes import LineProcess, ProcessFailed
 from bench.regimes import OF_BYTES, RelayRegime
 from bench.setting import Setting, set_up
 from bench.usage import Usage
@@ -49,27 +50,41 @@ def measure(
 
 
 def _observe(setting: Setting, warmup: float, seconds: float) -> Measurement:
-    backend_pids = [setting.backend.pid] if setting.backend else []
-    pids = [setting.client.pid, *backend_pids, *setting.relay.family()]
-    others = OtherLoad(pids)
-    answer = setting.observe(warmup, seconds, pids)
-    other_load = others.so_far()
-    usage = Usage.of(setting.relay.family())
-    amount = amount_of(answer, setting.regime)
-    if not amount:
-        raise ProcessFailed(f"nothing came through in {seconds} s")
-    client_cpu, *cpu = answer["cpu"]
-    return Measurement(
-        seconds=answer["seconds"],
-        amount=amount,
-        relay_cpu=sum(cpu[len(backend_pids) :]),
-        client_cpu=client_cpu,
-        backend_cpu=sum(cpu[: len(backend_pids)]),
-        other_load=other_load,
-        rss=usage.rss,
-        fds=usage.fds.total(),
-        **{name: answer[name] for name in LATENCY_FIELDS if name in answer},
-    )
+    observed = Observed(setting.client, setting.relay, setting.backend)
+    answer = setting.observe(warmup, seconds, observed.pids)
+    return observed.measurement(answer, amount_of(answer, setting.regime))
+
+
+class Observed:
+    """The processes of a measurement, from before it begins: what they use, and what others do."""
+
+    def __init__(
+        self, client: LineProcess, relay: LineProcess, backend: LineProcess | None
+    ) -> None:
+        self._relay = relay
+        backend_pids = backend.family() if backend else []
+        self._backends = len(backend_pids)
+        self.pids = [client.pid, *backend_pids, *relay.family()]
+        self._others = OtherLoad(self.pids)
+
+    def measurement(self, answer: Mapping[str, Any], amount: int) -> Measurement:
+        """What the client or the backend has observed, and the CPU is that of :attr:`pids`."""
+        other_load = self._others.so_far()
+        usage = Usage.of(self._relay.family())
+        if not amount:
+            raise ProcessFailed(f"nothing came through in {answer['seconds']:.2f} s")
+        client_cpu, *cpu = answer["cpu"]
+        return Measurement(
+            seconds=answer["seconds"],
+            amount=amount,
+            relay_cpu=sum(cpu[self._backends :]),
+            client_cpu=client_cpu,
+            backend_cpu=sum(cpu[: self._backends]),
+            other_load=other_load,
+            rss=usage.rss,
+            fds=usage.fds.total(),
+            **{name: answer[name] for name in LATENCY_FIELDS if name in answer},
+        )
 
 
 def amount_of(answer: dict[str, int], regime: RelayRegime) -> int:

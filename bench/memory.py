@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.quick:
         options.relays, options.settle, options.idle = QUICK_RELAYS, QUICK_SECONDS, QUICK_SECONDS
     regime = RelayRegime("idle", options.size, options.relays, PING_PONG, also=ALSO)
-    planned = plan([regime], options.contender)
+    planned = plan([regime], None, options.contender)
     facts = print_facts()
     done: list[Rounds[IdleRelays]] = []
     measure = partial(measure_idle, options.settle, options.idle)

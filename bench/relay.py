@@ -9,7 +9,6 @@ from bench.command_line import (
     add_choice_option,
     add_rounds_options,
     begin,
-    chosen_regimes,
     parser_of,
     plan,
     print_facts,
@@ -46,7 +45,7 @@ def run(
     options = begin(parser, arguments)
     if options.list:
         return print_regimes_and_contenders(regimes)
-    planned = plan(chosen_regimes(regimes, options.regime), options.contender)
+    planned = plan(regimes, options.regime, options.contender)
     facts = print_facts()
     print("rate x and cpu x are to the gevent loop of the same round; more is better in both\n")
     done: list[Rounds[Measurement]] = []

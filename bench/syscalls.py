@@ -14,7 +14,6 @@ from bench.command_line import (
     add_choice_option,
     add_rounds_options,
     begin,
-    chosen_regimes,
     parser_of,
     plan,
     print_facts,
@@ -85,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
         return print_regimes_and_contenders(REGIMES)
     if reason := missing():
         sys.exit(f"no system calls are counted: {reason}")
-    planned = plan(chosen_regimes(REGIMES, options.regime), options.contender)
+    planned = plan(REGIMES, options.regime, options.contender)
     facts = print_facts()
     done: list[Rounds[Count]] = []
     status = run_rounds(done, planned, options, count, regime_table, Contender.why_not)

@@ -14,7 +14,6 @@ from bench.command_line import (
     add_choice_option,
     add_rounds_options,
     begin,
-    chosen_regimes,
     parser_of,
     plan,
     print_facts,
@@ -58,10 +57,10 @@ def main(arguments: Sequence[str]) -> int:
     options = begin(parser(), arguments)
     if options.list:
         return print_regimes_and_contenders(REGIMES)
-    regimes = [IDLE, *chosen_regimes(REGIMES, options.regime or BY_DEFAULT)]
+    named = [IDLE.name, *(options.regime or BY_DEFAULT)]
     planned = [
         (regime, [one for one in contenders if one.ticks])
-        for regime, contenders in plan(regimes, options.contender)
+        for regime, contenders in plan([IDLE, *REGIMES], named, options.contender)
     ]
     facts = print_facts()
     done: list[Rounds[Ticking]] = []

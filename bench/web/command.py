@@ -47,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     options = begin(parser(), arguments)
     if options.list:
         return print_list()
+    cases = possible(chosen(CASES, options.case))
+    servers = present(all_servers(), options.contender)
     if not compiler():
         sys.exit("no C compiler: the client of this bench is written in C, and has no substitute")
-    servers = present(all_servers(), options.contender)
-    cases = possible(chosen(CASES, options.case))
     facts = print_facts()
     print("rate x and cpu x are to the same server as it is, of the same round; more is better\n")
     done: list[Rounds[Measurement]] = []

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.compiler import compiled
-from bench.machine import OtherLoad
-from bench.measure import LATENCY_FIELDS, Measurement
+from bench.measure import Measurement, Observed
 from bench.processes import READY_SECONDS, LineProcess, ProcessFailed
 from bench.setting import blamed_on
 from bench.web.cases import STATIC, UPLOAD, Case
@@ -89,19 +88,7 @@ def _observe(
     warmup: float,
     seconds: float,
 ) -> Measurement:
-    backend_pids = backend.family() if backend else []
-    pids = [client.pid, *backend_pids, *front.family()]
-    others = OtherLoad(pids)
-    client.tell(f"measure {warmup} {seconds} {' '.join(map(str, pids))}")
+    observed = Observed(client, front, backend)
+    client.tell(f"measure {warmup} {seconds} {' '.join(map(str, observed.pids))}")
     answer = json.loads(client.answer(warmup + seconds + PATIENCE_SECONDS))
-    client_cpu, *cpu = answer["cpu"]
-    backend_count = len(backend_pids)
-    return Measurement(
-        seconds=answer["seconds"],
-        amount=answer["messages"] * (1 if case.is_small else case.size),
-        relay_cpu=sum(cpu[backend_count:]),
-        client_cpu=client_cpu,
-        backend_cpu=sum(cpu[:backend_count]),
-        other_load=others.so_far(),
-        **{name: answer[name] for name in LATENCY_FIELDS},
-    )
+    return observed.measurement(answer, answer["messages"] * (1 if case.is_small else case.size))
