@@ -25,6 +25,7 @@ Figures = Mapping[str, Any]
 Curve = tuple[Sequence[float], Sequence[float]]
 
 WRITE_SIZES = re.compile(r"one-way-\d+k")
+SEGMENT_SIZES = re.compile(r"one-way-\d+k-nodelay")
 MESSAGES_AT_SCALE = re.compile(r"ping-pong-256(-x\d+)?")
 BYTES_AT_SCALE = re.compile(r"one-way-16k(-x\d+)?")
 MANY_TIMES = 500  # the lowest value: no room for more than powers of ten below the axis
@@ -94,10 +95,13 @@ def _names(regimes: Mapping[str, Figures], memory: Mapping[str, Any]) -> list[st
 def _all_pictures(
     regimes: Mapping[str, Figures], memory: Mapping[str, Any], names: Sequence[str]
 ) -> Iterator[tuple[str, Any]]:
-    of_size = _matching(regimes, WRITE_SIZES)
-    if len(of_size) > 1:
-        panels = _by_size(of_size, names)
-        yield "write-size", _panels("One connection, written to without a pause", panels)
+    for name, pattern, title in (
+        ("write-size", WRITE_SIZES, "One connection, written to without a pause"),
+        ("write-size-nodelay", SEGMENT_SIZES, "The same, each write a segment of its own"),
+    ):
+        of_size = _matching(regimes, pattern)
+        if len(of_size) > 1:
+            yield name, _panels(title, _by_size(of_size, names))
     if scale := list(_scale(regimes, names)):
         yield "scale", _panels("Relays at the same time", scale)
     for name, figures in regimes.items():
