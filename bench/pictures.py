@@ -97,7 +97,7 @@ def _all_pictures(
 ) -> Iterator[tuple[str, Any]]:
     for name, pattern, title in (
         ("write-size", WRITE_SIZES, "One connection, written to without a pause"),
-        ("write-size-nodelay", SEGMENT_SIZES, "The same, each write a segment of its own"),
+        ("write-size-nodelay", SEGMENT_SIZES, "One connection, each write a segment of its own"),
     ):
         of_size = _matching(regimes, pattern)
         if len(of_size) > 1:
