@@ -42,6 +42,9 @@ _SERVER: Final = "gevent.pywsgi"
 
 _TCP_FAMILIES: Final = (AF_INET, AF_INET6)
 _WITHOUT_BODY: Final = (204, 304)
+#: Bytes of a file: a full segment, wherever it goes. Were all of it held back with the head, each
+#: segment to the last would be filled first, which costs a tenth more CPU.
+_WITH_THE_HEAD: Final = 64 * 1024
 _AS_IT_IS: Final = contextlib.nullcontext()
 
 _body.unwrap("wsgiref.util.FileWrapper", "filelike", ("__next__",))
@@ -93,12 +96,22 @@ def _send_blocks(handler: Any, left: int | None) -> int | None:
 def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
     """Send what *under* has in the kernel, at most *left* bytes; return how many are missing."""
     if isinstance(under, FileSource):
-        with _joined(handler):
-            handler.write(b"")
-            return _send_rest(handler, under, left)
+        return _send_file(handler, under, left)
     first = first_block(under)
     left = _write(handler, first, left)
     return _send_rest(handler, under, left) if first else left
+
+
+def _send_file(handler: Any, file: FileSource, left: int | None) -> int | None:
+    """Send *file*, at most *left* bytes; return how many are missing."""
+    first = _WITH_THE_HEAD if left is None else min(left, _WITH_THE_HEAD)
+    with _joined(handler):
+        handler.write(b"")
+        missing = _send_rest(handler, file, first)
+    rest = None if left is None else left - first
+    if missing or rest == 0:
+        return None if rest is None or missing is None else missing + rest
+    return _send_rest(handler, file, rest)
 
 
 def _write(handler: Any, block: bytes, left: int | None) -> int | None:
