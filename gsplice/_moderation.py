@@ -126,6 +126,9 @@ class Moderation:
         """Take note of what was there when the timer fired: *moved* is as for `read`."""
         count, self._moved = moved - self._moved, moved
         self._since = time.monotonic()
+        if count >= self._mark:  # the loop is late: there is what the kernel was to wake us for
+            self.wait()
+            return
         if count < self._mark // 4:
             self._patience = PATIENCE if self._wakes >= _PROVEN else self._patience * 4
             self._patience = min(self._patience, _MOST_PATIENCE)

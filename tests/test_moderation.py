@@ -92,6 +92,26 @@ def test_a_pause_ends_it_so_that_the_message_after_it_is_not_delayed(stream: Str
     transfer.stop()
 
 
+def test_a_loop_that_is_late_is_not_taken_for_a_slow_stream(stream: Stream, spawn: Spawn) -> None:
+    client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink, moderation=0.1).start()
+    stream.write_until_moderated()
+    while (before := mark(source)) < 16 * 1024:
+        stream.write()
+    for _ in range(3):
+        client.sendall(piece := pattern(2 * before))
+        stream.sent += piece
+        time.sleep(0.06)  # what is tested: the timer is due, and so is the source
+        while transfer.moved < len(stream.sent):
+            _gevent.let_loop_pass()
+        assert mark(source) >= before
+    client.shutdown(socket.SHUT_WR)
+    assert transfer.get(timeout=5) == len(stream.sent)
+    sink.shutdown(socket.SHUT_WR)
+    assert received.get() == stream.sent
+
+
 def test_the_end_of_file_is_not_delayed(stream: Stream) -> None:
     transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
     stream.write_until_moderated()
