@@ -24,9 +24,13 @@ from peers import (
     open_fds,
     send_back,
 )
+from servers import dial, echo, forward, keep, listen, never_accepts, no_fds, serve
 
 import gsplice
 from gsplice import _hub
+
+#: Fixtures for tests of `ForwardServer`.
+__all__ = ["dial", "echo", "forward", "keep", "listen", "never_accepts", "no_fds", "serve"]
 
 #: Seconds that a test may wait in the hub, and that it may take at all.
 HUB_DEADLINE = 20.0

@@ -1,114 +1,28 @@
-"""`gsplice.server.ForwardServer`, in the process of the test."""
+"""`gsplice.server.ForwardServer`: where it forwards to, and what it does without a backend."""
 
 from __future__ import annotations
 
-import errno
-import os
-import resource
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 from gevent import socket
-from gevent.event import Event
 from gevent.server import StreamServer
 from peers import (
     MODES,
     echoed,
-    error_of,
     exchange,
-    fill,
-    is_readable,
     pattern,
     receive,
     reset,
     send_back,
     wait_until,
 )
+from servers import LOOPBACK
 
-import gsplice
 from gsplice.server import ForwardServer
-
-LOOPBACK = ("127.0.0.1", 0)
-
-
-@pytest.fixture
-def keep() -> Iterator[Callable[[socket.socket], socket.socket]]:
-    """Keep sockets until all servers have been stopped, then close them."""
-    kept: list[socket.socket] = []
-
-    def keep_one(sock: socket.socket) -> socket.socket:
-        kept.append(sock)
-        return sock
-
-    yield keep_one
-    for sock in kept:
-        sock.close()
-
-
-@pytest.fixture
-def listen(keep: Any) -> Callable[..., socket.socket]:
-    """Listen at an address, or the path of a unix socket."""
-
-    def bind(address: Any = LOOPBACK, backlog: int = 8) -> socket.socket:
-        listener = keep(socket.socket(family_of(address)))
-        listener.bind(address)
-        listener.listen(backlog)
-        return listener
-
-    return bind
-
-
-def family_of(address: Any) -> socket.AddressFamily:
-    return socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-
-
-@pytest.fixture
-def serve(keep: Any) -> Iterator[Callable[..., Any]]:
-    """Start servers; at the end all are stopped, with what they serve."""
-    started: list[StreamServer] = []
-
-    def start(server: StreamServer) -> StreamServer:
-        server.start()
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        server.stop(0)
-
-
-@pytest.fixture
-def forward(serve: Callable[..., Any]) -> Callable[..., ForwardServer]:
-    """Start a forwarder to a target."""
-
-    def start(target: Any, **options: Any) -> ForwardServer:
-        return serve(ForwardServer(LOOPBACK, target, **options))
-
-    return start
-
-
-@pytest.fixture
-def echo(serve: Callable[..., Any]) -> StreamServer:
-    """Run a backend that sends back what it gets, until the end of file."""
-    return serve(StreamServer(LOOPBACK, send_back))
-
-
-@pytest.fixture
-def dial() -> Iterator[Callable[[StreamServer], socket.socket]]:
-    """Connect to servers; all connections are closed at the end."""
-    made: list[socket.socket] = []
-
-    def connect(server: StreamServer) -> socket.socket:
-        made.append(socket.create_connection(server.address[:2], timeout=10))
-        return made[-1]
-
-    yield connect
-    for sock in made:
-        sock.close()
 
 
 def test_it_is_a_gevent_stream_server() -> None:
@@ -237,51 +151,6 @@ def test_a_connection_that_is_reset_ends_both_ends_and_nothing_else(
     exchange(second)
 
 
-def test_an_idle_connection_is_ended_after_the_time_out(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address, idle_timeout=0.1)
-    client = dial(server)
-    exchange(client)
-    assert receive(client) == b""
-    assert server.connections == 0
-
-
-def test_one_more_than_max_connections_waits_until_another_leaves(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address, max_connections=2)
-    first, second, third = dial(server), dial(server), dial(server)
-    exchange(first)
-    exchange(second)
-    third.sendall(b"let me in")
-    exchange(first, b"still here")
-    assert server.full()
-    assert (server.accepted, server.connections) == (2, 2)
-    assert not is_readable(third)
-    first.close()
-    assert receive(third, 9) == b"let me in"
-    exchange(second)
-
-
-def test_with_max_connections_all_of_a_crowd_are_served_in_turn(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address, max_connections=3)
-    clients = [dial(server) for _ in range(30)]
-    most = 0
-
-    def served(client: socket.socket) -> bytes:
-        nonlocal most
-        exchange(client)
-        most = max(most, server.connections)
-        return echoed(client, b"bye")
-
-    greenlets = [gevent.spawn(served, client) for client in clients]
-    assert [greenlet.get() for greenlet in greenlets] == [b"bye"] * 30
-    assert most == 3
-
-
 # The backend that is not there.
 
 
@@ -307,21 +176,6 @@ def test_a_unix_backend_that_is_not_there_is_logged(
 ) -> None:
     assert receive(dial(forward(tmp_path / "nothing"))) == b""
     assert "No such file or directory" in caplog.text
-
-
-@pytest.fixture
-def never_accepts(keep: Any, listen: Any, tmp_path: Path) -> Callable[[str], socket.socket]:
-    """Return a listener whose backlog is full."""
-
-    def fill_backlog(kind: str) -> socket.socket:
-        listener = listen(str(tmp_path / "full") if kind == "unix" else LOOPBACK, 0)
-        for _ in range(4):
-            client = keep(socket.socket(listener.family))
-            client.setblocking(False)
-            client.connect_ex(listener.getsockname())
-        return listener
-
-    return fill_backlog
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
@@ -391,304 +245,6 @@ def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
     assert server.connections == 0
     assert len(hub_errors) == 2
     hub_errors.clear()
-
-
-# Clients and backends that are hostile, or broken. `test_exposed` has what a crowd of them costs.
-
-
-def test_a_client_that_sends_a_byte_now_and_then_is_not_idle_and_a_silent_one_is(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address, idle_timeout=0.5)
-    slow, silent = dial(server), dial(server)
-    exchange(slow)
-    exchange(silent)
-    while not is_readable(silent):
-        exchange(slow, b"x")
-        gevent.sleep(0.05)  # now and then is what is tested
-    assert receive(silent) == b""
-    exchange(slow)
-    assert server.connections == 1
-
-
-def test_slow_clients_in_every_place_leave_room_when_they_leave(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address, max_connections=3)
-    slow = [dial(server) for _ in range(3)]
-    waiting = [dial(server) for _ in range(3)]
-    for _ in range(20):
-        for client in slow:
-            exchange(client, b"x")
-    assert (server.connections, server.accepted) == (3, 3)
-    assert not any(is_readable(client) for client in waiting)
-    for leave in (socket.socket.close, reset, socket.socket.close):
-        leave(slow.pop())
-    for client in waiting:
-        exchange(client)
-    assert (server.connections, server.accepted) == (3, 6)
-
-
-def test_clients_that_left_while_they_waited_for_a_place_keep_it_from_nobody(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address, max_connections=1)
-    first = dial(server)
-    exchange(first)
-    for leave in (socket.socket.close, reset, socket.socket.close):
-        leave(dial(server))
-    last = dial(server)
-    first.close()
-    exchange(last)
-    wait_until(lambda: server.connections == 1)
-
-
-@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
-def test_a_backend_that_never_answers_is_ended_by_the_idle_time_out(
-    half_closed: bool, forward: Any, serve: Any, dial: Any
-) -> None:
-    asked, over = [], Event()
-
-    def listen_only(sock: socket.socket, _: Any) -> None:
-        asked.append(receive(sock))
-        over.wait()
-
-    server = forward(
-        serve(StreamServer(LOOPBACK, listen_only)).address, max_connections=1, idle_timeout=0.3
-    )
-    clients = [dial(server) for _ in range(2)]
-    for client in clients:
-        client.sendall(b"is anybody there?")
-        if half_closed:
-            client.shutdown(socket.SHUT_WR)
-    assert [receive(client) for client in clients] == [b"", b""]
-    wait_until(lambda: server.connections == 0)
-    over.set()
-    wait_until(lambda: asked == [b"is anybody there?"] * 2)
-
-
-def test_a_client_that_never_reads_is_ended_by_the_idle_time_out(
-    forward: Any, serve: Any, dial: Any
-) -> None:
-    def pour(sock: socket.socket, _: Any) -> None:
-        poured.append(error_of(sock.sendall, bytes(64 * 1024 * 1024)))
-
-    poured: list[Any] = []
-    backend = serve(StreamServer(LOOPBACK, pour))
-    server = forward(backend.address, idle_timeout=0.3)
-    dial(server)
-    wait_until(lambda: poured)
-    assert isinstance(poured[0], ConnectionError)
-    wait_until(lambda: server.connections == 0)
-    assert gsplice.stats().pipes == gsplice.stats().idle_pipes
-
-
-@pytest.mark.parametrize("answer", [b"", pattern(100_000)], ids=["at once", "after an answer"])
-def test_a_backend_that_resets_costs_that_client_its_connection_and_not_the_answer(
-    answer: bytes, forward: Any, serve: Any, echo: StreamServer, dial: Any
-) -> None:
-    def answer_and_reset(sock: socket.socket, _: Any) -> None:
-        sock.recv(1)
-        sock.sendall(answer)
-        reset(sock)
-
-    server = forward(serve(StreamServer(LOOPBACK, answer_and_reset)).address)
-    client = dial(server)
-    client.sendall(pattern(10_000))
-    assert receive(client, len(answer)) == answer
-    assert isinstance(error_of(receive, client), (ConnectionResetError, type(None)))
-    server.target = echo.address
-    exchange(dial(server))
-
-
-def test_a_client_that_leaves_while_its_backend_cannot_be_reached_makes_room_in_time(
-    never_accepts: Any, forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(never_accepts("tcp").getsockname(), max_connections=2, connect_timeout=0.5)
-    lost = [dial(server) for _ in range(2)]
-    wait_until(lambda: server.full())
-    for client in lost:
-        reset(client)
-    server.target = echo.address
-    exchange(dial(server))
-    assert server.accepted == 3
-
-
-# No fds.
-
-
-@pytest.fixture
-def no_fds() -> Iterator[Callable[[], None]]:
-    """Allow the process no further fd, until it is called again or the test is over."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def toggle() -> None:
-        if resource.getrlimit(resource.RLIMIT_NOFILE) != limits:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        else:
-            os.close(lowest := os.dup(0))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
-
-    yield toggle
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_without_an_fd_a_client_waits_in_the_backlog(
-    forward: Any, echo: StreamServer, keep: Any, no_fds: Any, hub_errors: list[Any]
-) -> None:
-    server = forward(echo.address)
-    client = keep(socket.socket())
-    client.settimeout(10)
-    no_fds()
-    client.connect(server.address)
-    wait_until(lambda: server.delay > server.min_delay)
-    assert (server.accepted, server.connections) == (0, 0)
-    no_fds()
-    exchange(client)
-    assert [error.errno for _, error in hub_errors] == [errno.EMFILE] * len(hub_errors)
-    hub_errors.clear()
-
-
-def test_a_client_for_whose_other_end_there_is_no_fd_waits_and_nobody_else_is_accepted(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    tries: list[Any] = []
-    enough = False
-
-    def target(address: Any) -> socket.socket:
-        tries.append(address)
-        if not enough:
-            raise OSError(errno.EMFILE, "Too many open files")
-        return socket.create_connection(echo.address)
-
-    server = forward(target)
-    first = dial(server)
-    wait_until(lambda: len(tries) > 2)
-    second = dial(server)
-    second.sendall(b"me too")
-    wait_until(lambda: len(tries) > 4)
-    assert server.full()
-    assert (server.accepted, is_readable(first)) == (1, False)
-    enough = True
-    exchange(first)
-    assert receive(second, 6) == b"me too"
-    assert not server.full()
-
-
-def test_a_client_that_has_waited_for_an_fd_may_find_no_backend_all_the_same(
-    forward: Any, dial: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    errors = [OSError(errno.EMFILE, "Too many open files"), ConnectionError("none is healthy")]
-
-    def target(_: Any) -> socket.socket:
-        raise errors.pop(0)
-
-    assert receive(dial(forward(target))) == b""
-    assert "cannot connect to the target: none is healthy" in caplog.text
-
-
-def test_a_name_that_could_not_be_looked_up_for_want_of_an_fd_is_looked_up_again(
-    forward: Any, echo: StreamServer, dial: Any, no_fds: Any
-) -> None:
-    tries: list[Any] = []
-
-    def target(address: Any) -> socket.socket:
-        tries.append(address)
-        no_fds()
-        if len(tries) == 1:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-        return socket.create_connection(echo.address)
-
-    exchange(dial(forward(target)))
-    assert len(tries) == 2
-
-
-def test_a_name_that_does_not_exist_is_a_backend_that_is_not_there(
-    forward: Any, dial: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    def target(_: Any) -> socket.socket:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    assert receive(dial(forward(target))) == b""
-    assert "Name or service not known" in caplog.text
-
-
-# The end.
-
-
-def test_stop_lets_what_is_being_served_finish(forward: Any, echo: StreamServer, dial: Any) -> None:
-    server = forward(echo.address)
-    client = dial(server)
-    exchange(client)
-    address = server.address
-    stopping = gevent.spawn(server.stop, 10)
-    wait_until(lambda: server.closed)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
-    assert echoed(client, b"the rest") == b"the rest"
-    stopping.get()
-    assert server.connections == 0
-
-
-def test_stop_ends_what_has_not_finished_in_time(
-    forward: Any, echo: StreamServer, dial: Any
-) -> None:
-    server = forward(echo.address)
-    client = dial(server)
-    exchange(client)
-    server.stop(0.05)
-    assert server.connections == 0
-    assert receive(client) == b""
-
-
-def test_stop_ends_a_relay_whose_sink_has_stalled(forward: Any, listen: Any, dial: Any) -> None:
-    server = forward(listen().getsockname())  # in whose backlog connections stay
-    client = dial(server)
-    wait_until(lambda: gsplice.stats().active == 2)
-    wait_until(lambda: fill(client) == 0)
-    server.stop(0)
-    assert server.connections == 0
-
-
-def test_stop_ends_a_connection_that_is_still_connecting(
-    never_accepts: Any, forward: Any, dial: Any
-) -> None:
-    server = forward(never_accepts("tcp").getsockname())
-    client = dial(server)
-    wait_until(lambda: server.connections == 1)
-    server.stop(0)
-    assert server.connections == 0
-    assert receive(client) == b""
-
-
-def test_a_connection_that_is_still_connecting_keeps_no_port_open_after_the_end(
-    never_accepts: Any, forward: Any, dial: Any
-) -> None:
-    server = forward(never_accepts("tcp").getsockname())
-    dial(server)
-    wait_until(lambda: server.connections == 1)
-    address = server.address
-    server.close()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
-    server.stop(0)
-
-
-def test_stop_without_connections_returns_at_once_and_may_be_repeated(
-    forward: Any, echo: StreamServer
-) -> None:
-    server = forward(echo.address)
-    for _ in range(2):
-        with gevent.Timeout(1):
-            server.stop(30)
-
-
-def test_serve_forever_returns_once_it_is_closed(echo: StreamServer) -> None:
-    server = ForwardServer(LOOPBACK, echo.address)
-    serving = gevent.spawn(server.serve_forever)
-    wait_until(lambda: server.started)
-    server.close()
-    serving.get(timeout=5)
 
 
 # Bad arguments.
