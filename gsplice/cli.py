@@ -16,7 +16,7 @@ from gevent import socket
 
 from gsplice import __version__, _addresses, _options, _systemd
 from gsplice._meter import Meter
-from gsplice.server import ForwardServer
+from gsplice.server import CONNECT_TIMEOUT, ForwardServer
 
 #: Seconds that relays have to finish in once the server has been told to end.
 _GRACE: Final = 10.0
@@ -90,6 +90,13 @@ def _add_forward(commands: Any) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle-timeout", type=float, metavar="S", help="end a relay after S seconds without a byte"
+    )
+    parser.add_argument(
+        "--connect-timeout",
+        type=float,
+        metavar="S",
+        default=CONNECT_TIMEOUT,
+        help="let a connection to TARGET take S seconds (default: %(default)s)",
     )
     parser.add_argument(
         "--max-connections", type=int, metavar="N", help="serve at most N connections at once"
@@ -175,6 +182,7 @@ def _server(options: argparse.Namespace) -> ForwardServer:
         _options.not_negative("--grace", options.grace)
         _options.not_negative("--moderation", options.moderation)
         _options.seconds("--idle-timeout", options.idle_timeout)
+        _options.seconds("--connect-timeout", options.connect_timeout)
         _options.max_connections(options.max_connections, "--max-connections")
         target = _addresses.parse(options.target)
         listener, server = _listener(options)
@@ -189,6 +197,7 @@ def _server(options: argparse.Namespace) -> ForwardServer:
             target,
             idle_timeout=options.idle_timeout,
             max_connections=options.max_connections,
+            connect_timeout=options.connect_timeout,
             mode=options.mode,
             moderation=options.moderation,
         )

@@ -135,6 +135,15 @@ def test_a_target_whose_name_is_unknown_costs_that_client_its_connection_and_a_l
     forwarder.expect("cannot connect to the target: ")
 
 
+def test_a_target_that_does_not_accept_is_given_up_after_the_connect_time_out(
+    forward: Any, never_accepts: Any
+) -> None:
+    target = ":".join(map(str, never_accepts("tcp").getsockname()))
+    forwarder = forward(LOOPBACK, target, "--connect-timeout", "0.2")
+    assert receive(forwarder.dial()) == b""
+    forwarder.expect("cannot connect to the target: timed out")
+
+
 # The end.
 
 
@@ -381,6 +390,7 @@ def test_a_unix_path_that_cannot_be_bound_is_one_clear_line(
         ("--grace", "nan", "--grace must not be negative: nan"),
         ("--idle-timeout", "0", "--idle-timeout must be more than 0 seconds: 0.0"),
         ("--idle-timeout", "-5", "--idle-timeout must be more than 0 seconds: -5.0"),
+        ("--connect-timeout", "0", "--connect-timeout must be more than 0 seconds: 0.0"),
         ("--max-connections", "0", "--max-connections must be at least 1: 0"),
         ("--moderation", "-1", "--moderation must not be negative: -1.0"),
     ],
@@ -410,6 +420,7 @@ def test_a_bad_mode_in_the_environment_is_one_clear_line(
         ["forward", LOOPBACK, LOOPBACK, LOOPBACK],
         ["forward", LOOPBACK, "127.0.0.1:80", "--mode", "fast"],
         ["forward", LOOPBACK, "127.0.0.1:80", "--grace", "soon"],
+        ["forward", LOOPBACK, "127.0.0.1:80", "--connect-timeout", "soon"],
         ["forward", LOOPBACK, "127.0.0.1:80", "--max-connections", "1.5"],
     ],
 )
