@@ -37,6 +37,11 @@ CONNECT_TIMEOUT: Final = 10.0
 #: nothing tells when there is room (connect(2), EAGAIN).
 _RETRY: Final = 0.01
 
+#: When a silent peer is asked whether it is still there, how often, and how many times in vain
+#: (tcp(7)): one that has vanished is given up after two minutes. The kernel's own figures would
+#: have it keep its place for more than two hours.
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+
 #: What the kernel says at the process's limit of fds, and at the system's.
 _NO_FD: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -45,7 +50,8 @@ class ForwardServer(StreamServer):
     """Accepts connections and relays each of them to *target*.
 
     A target that cannot be reached costs that client its connection and is logged. While bytes
-    flow a connection needs no greenlet.
+    flow a connection needs no greenlet. A peer that has vanished (its cable is out, its host is
+    down) is given up by TCP's keepalive after two minutes, without an idle time-out as well.
 
     :param listener: where to accept: an address or a listening socket, as for `StreamServer`.
     :param target: where to connect to; see `Target`.
@@ -363,3 +369,6 @@ def _make_prompt(sock: socket.socket) -> None:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if option := getattr(socket, name, None):  # not everywhere by that name
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)

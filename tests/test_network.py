@@ -38,11 +38,13 @@ from programs import Program, python
 
 import gsplice
 from gsplice import _gevent
+from gsplice import server as server_module
 from gsplice.server import ForwardServer
 
 #: What the kernel says once it has given a vanished peer up (tcp(7), icmp(7)).
 GIVEN_UP = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 SHORT = 0.3
+KEEPALIVE = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 
 # struct tcp_info (linux/tcp.h): tcpi_retransmits, tcpi_probes and tcpi_backoff, each a byte.
@@ -134,8 +136,8 @@ def tries_in_vain(sock: socket.socket) -> int:
 def keep_alive(sock: socket.socket) -> None:
     """Give a peer up that has not answered for two seconds."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 1), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 1)):
-        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    for option in KEEPALIVE:
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), 1)
 
 
 # Many small segments.
@@ -451,11 +453,10 @@ def dial(net: Network, keep: Any) -> Callable[[Any], socket.socket]:
 
 @pytest.mark.parametrize("means", ["idle_timeout", "keepalive"])
 def test_a_client_that_has_vanished_is_given_up_and_makes_room_for_another(
-    net: Network, serve: Any, dial: Any, means: str
+    net: Network, serve: Any, dial: Any, means: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if means == "keepalive":  # the server turns it on; when it counts is the host's to say
-        for name, value in (("time", 1), ("intvl", 1), ("probes", 1)):
-            net.router.set(f"ipv4/tcp_keepalive_{name}", value)
+    if means == "keepalive":  # the server turns it on, and says when it counts
+        monkeypatch.setattr(server_module, "_KEEPALIVE", dict.fromkeys(KEEPALIVE, 1))
     server = serve(max_connections=1, idle_timeout=1 if means == "idle_timeout" else None)
     exchange(dial(server.address))
     net.client.down()

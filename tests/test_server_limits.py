@@ -18,6 +18,7 @@ from peers import (
     pattern,
     receive,
     reset,
+    send_back,
     wait_until,
 )
 from servers import LOOPBACK
@@ -120,6 +121,28 @@ def test_clients_that_left_while_they_waited_for_a_place_keep_it_from_nobody(
     first.close()
     exchange(last)
     wait_until(lambda: server.connections == 1)
+
+
+def test_each_end_has_the_kernel_look_for_a_peer_that_has_vanished(
+    forward: Any, serve: Any, dial: Any
+) -> None:
+    asked = []
+    backend = serve(StreamServer(LOOPBACK, send_back))
+
+    def target(_: Any) -> socket.socket:
+        asked.append(socket.create_connection(backend.address))
+        return asked[-1]
+
+    server = forward(target)
+    exchange(dial(server))
+    (connection,) = server._connections
+    for sock in (connection._client, *asked):
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count == 120
 
 
 @pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half-closed"])
