@@ -12,6 +12,8 @@ import fcntl
 import os
 import socket
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 from typing import Final
 
@@ -39,6 +41,8 @@ _SPLICE_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_N
 #: Holds partial segments back; None where there is no such option (tcp(7)).
 TCP_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
 _READ_SIZE: Final = 1024 * 1024
+#: Linux's number for terminals is that for sockets (linux/sockios.h); elsewhere it is not.
+_HAVE_OUTQ: Final = sys.platform == "linux"
 _F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 _F_GETPIPE_SZ: Final = getattr(fcntl, "F_GETPIPE_SZ", 1032)
 
@@ -111,6 +115,20 @@ def empty_pipe(fd: int) -> bytes:
         while part := os.read(fd, _READ_SIZE):
             parts.append(part)
     return b"".join(parts)
+
+
+def unacknowledged(fd: int) -> int | None:
+    """Return how many bytes the socket *fd* has sent that its peer has not got.
+
+    For TCP they are those that have not been acknowledged (tcp(7), SIOCOUTQ), for unix sockets what
+    the peer has not read, with the kernel's own overhead. None where there is no telling.
+    """
+    if fd < 0 or not _HAVE_OUTQ:
+        return None
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return None
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from gsplice import _addresses, _kernel, _options
+from gsplice import _addresses, _kernel, _options, _reset
+from gsplice._direction import TransferStopped
 from gsplice.relay import Relay
 
 _logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class _Connection:
         self._client = client
         self._address = address
         self._backend: socket.socket | None = None
-        self._relay: Relay | None = None
+        self._relay: Relay | _reset.Reset | None = None  # what is under way, once it is connected
         self._greenlet: Any = None
 
     def start(self) -> None:
@@ -273,7 +274,14 @@ class _Connection:
     def _ended(self, relay: Relay) -> None:
         if relay.exception is not None:
             _logger.debug("%s: ended by %r", self, relay.exception)
-        self._close()
+            assert self._backend is not None
+            cut_short = _reset.cut_short(relay, self._client, self._backend)
+            self._relay = _reset.Reset(cut_short, self._close)
+            self._relay.start()
+            if isinstance(relay.exception, TransferStopped):
+                self._relay.stop()  # it has had its time
+        else:
+            self._close()
 
     def _close(self) -> None:
         self._server.forget(self)

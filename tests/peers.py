@@ -93,6 +93,17 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     return result
 
 
+def receive_until_reset(sock: Any) -> bytes:
+    """Receive what comes before a reset, which must be what ends it."""
+    data = bytearray()
+    try:
+        while piece := sock.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        return bytes(data)
+    pytest.fail(f"an end of file after {len(data)} bytes, and no reset")
+
+
 def receive(sock: Any, count: int | None = None) -> bytes:
     """Receive *count* bytes, or all that come before the end of file."""
     data = bytearray()
@@ -125,6 +136,18 @@ def send_back(sock: socket.socket, _: Any) -> None:
     while data := sock.recv(65536):
         sock.sendall(data)
     sock.shutdown(socket.SHUT_WR)
+
+
+def quietly(handle: Callable[..., None]) -> Callable[..., None]:
+    """Serve a client that may go away at any moment."""
+
+    def served(sock: socket.socket, address: object) -> None:
+        try:
+            handle(sock, address)
+        except ConnectionError:
+            pass
+
+    return served
 
 
 def echoed(sock: socket.socket, data: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gevent import socket
 from gevent.server import StreamServer
-from peers import send_back
+from peers import quietly, send_back
 
 from gsplice.server import ForwardServer
 
@@ -77,7 +77,7 @@ def forward(serve: Callable[..., Any]) -> Callable[..., ForwardServer]:
 @pytest.fixture
 def echo(serve: Callable[..., Any]) -> StreamServer:
     """Run a backend that sends back what it gets, until the end of file."""
-    return serve(StreamServer(LOOPBACK, send_back))
+    return serve(StreamServer(LOOPBACK, quietly(send_back)))
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_body_engine",),
     ("transfer",),
     ("relay", "_body_sender", "_wsgi"),
+    ("_reset",),
     ("_pywsgi", "takeover._imports", "takeover._replacements", "server"),
     (
         "pywsgi",
@@ -158,7 +159,7 @@ def calls_of(path: str, module: str) -> set[str]:
 
 
 SYSTEM_CALLS = {"splice", "sendfile", "pipe2", "pipe", "pread", "pwrite", "read", "write", "close"}
-SYSTEM_CALLS |= {"fstat", "fcntl", "F_GETFL"}
+SYSTEM_CALLS |= {"fstat", "fcntl", "F_GETFL", "ioctl"}
 GEVENT_SECRETS = {
     "_read_event",
     "_write_event",

@@ -18,7 +18,17 @@ import pytest
 from forwarder import Forwarder, dial, refuses
 from gevent import socket
 from gevent.server import StreamServer
-from peers import error_of, exchange, fill, pattern, receive, send_back, small_buffers, wait_until
+from peers import (
+    error_of,
+    exchange,
+    fill,
+    pattern,
+    quietly,
+    receive,
+    send_back,
+    small_buffers,
+    wait_until,
+)
 from programs import PATIENCE
 
 KIB = 1024
@@ -58,18 +68,6 @@ class Pour:
             self._seen = self._poured, time.monotonic()
             return False
         return time.monotonic() - since > 0.3
-
-
-def quietly(handle: Callable[..., None]) -> Callable[..., None]:
-    """Serve a client that may go away at any moment."""
-
-    def served(sock: socket.socket, address: object) -> None:
-        try:
-            handle(sock, address)
-        except ConnectionError:
-            pass
-
-    return served
 
 
 @pytest.fixture
