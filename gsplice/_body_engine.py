@@ -78,6 +78,10 @@ class BodyEngine:
         """Tell the sink's peer that no more bytes will come."""
         self._sink.end()
 
+    def sends_on(self) -> GeventSocket | None:
+        """Return the socket in whose send queue bytes wait, if there is one."""
+        return self._sink.sends_on()
+
     def start(self) -> None:
         """Begin to move bytes; the owner is told of the end, whatever it is."""
         self._pump.start()

@@ -135,6 +135,10 @@ class SocketSink:
         sent: int = self.socket.send(data)
         return sent
 
+    def sends_on(self) -> GeventSocket | None:
+        """Return the socket in whose send queue bytes wait, if there is one."""
+        return self.socket
+
     def settle(self) -> None:
         """A socket has no position to keep."""
 
@@ -185,6 +189,10 @@ class FileSink:
         """Write *data*, or the beginning of it; return how much."""
         return self.file.write(data)
 
+    def sends_on(self) -> GeventSocket | None:
+        """Return the socket in whose send queue bytes wait: there is none."""
+        return None
+
     def settle(self) -> None:
         """Leave the file's position behind the last byte, and nothing in its buffer."""
         if self._offset is None:
@@ -227,13 +235,17 @@ class ObjectSink:
             raise ValueError(f"the sink says that it took {written} of {len(data)} bytes")
         return int(written)
 
+    def sends_on(self) -> GeventSocket | None:
+        """Return the socket in whose send queue bytes wait, if there is one."""
+        return self._object if isinstance(self._object, GeventSocket) else None
+
     def settle(self) -> None:
         """What the object buffers is its own affair, as after its `write`."""
 
     def end(self) -> None:
         """Tell the peer that nothing more will come, where the object is a socket."""
-        if isinstance(self._object, GeventSocket):
-            _shutdown.half_close(self._object)
+        if (sock := self.sends_on()) is not None:
+            _shutdown.half_close(sock)
 
 
 BinaryFile: TypeAlias = io.FileIO | io.BufferedReader | io.BufferedWriter | io.BufferedRandom

@@ -86,11 +86,12 @@ class Relay(Task):
             for sock in self._ends
             if isinstance(sock, GeventSocket) and sock.timeout is not None
         )
+        sinks = tuple(sock for sock in self._ends if isinstance(sock, GeventSocket))
         self._ends = ()
         for sock, _ in self._silenced:
             sock.settimeout(None)
         if self._idle_timeout is not None:
-            self._watchdog = Watchdog(self._idle_timeout, self._timed_out)
+            self._watchdog = Watchdog(self._idle_timeout, self._timed_out, sinks)
             self._watchdog.start()
         for leg in (self.up, self.down):
             if not self._over:
@@ -184,7 +185,7 @@ def relay(
         first, and what comes from *b* goes to its socket.
     :param b: the same.
     :param idle_timeout: seconds without a byte in either direction after which `socket.timeout`
-        is raised; the sockets' own time-outs are not regarded.
+        is raised; the sockets' own time-outs are not regarded. See `Transfer` for what a byte is.
     :param mode: see `gsplice.copy`.
     :param moderation: see `gsplice.copy`.
     :return: a `RelayResult`: the bytes from *a* to *b*, and those from *b* to *a*.

@@ -57,7 +57,7 @@ class ForwardServer(StreamServer):
     :param listener: where to accept: an address or a listening socket, as for `StreamServer`.
     :param target: where to connect to; see `Target`.
     :param idle_timeout: seconds without a byte in either direction after which both ends are
-        closed; None for never.
+        closed; None for never. A client that is slow to take its bytes takes some; see `Transfer`.
     :param max_connections: the most to serve at once; further ones wait in the backlog. None
         for no limit.
     :param connect_timeout: seconds that it may take to connect to the target; None for as long

@@ -30,7 +30,9 @@ class Transfer(Task):
     The parameters are those of `copy`. Bad ones raise here, what goes wrong later is raised by
     `get`, and `get` returns the number of bytes. Neither end is shut down or closed.
 
-    :param idle_timeout: seconds without a byte after which it fails with `socket.timeout`.
+    :param idle_timeout: seconds without a byte after which it fails with `socket.timeout`. A byte
+        counts when it is moved, and again when it reaches the sink's peer. (Where some are still on
+        their way there, the end may be late by a quarter of the time: that is how often one looks.)
     """
 
     __slots__ = ("_engine", "_idle_timeout")
@@ -110,7 +112,9 @@ class Transfer(Task):
         """Have the time-outs kept: the sockets' own, and the idle one."""
         timeouts = [self._idle_timeout, *(sock.timeout for sock in self._engine.sockets())]
         if any(timeout is not None for timeout in timeouts):
-            self._watchdog = WaitWatchdog(self._idle_timeout, self._timed_out)
+            sink = self._engine.sends_on()
+            sinks = () if sink is None else (sink,)
+            self._watchdog = WaitWatchdog(self._idle_timeout, self._timed_out, sinks)
             self._watchdog.start()
             self._engine.watch_over(self._watchdog)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from typing import Any
 
 import gevent
@@ -11,14 +12,17 @@ from gevent import socket
 from gevent.event import Event
 from gevent.server import StreamServer
 from peers import (
+    MORE_THAN_BUFFERS,
     echoed,
     error_of,
     exchange,
     is_readable,
     pattern,
+    quietly,
     receive,
     reset,
     send_back,
+    small_buffers,
     wait_until,
 )
 from servers import LOOPBACK
@@ -167,6 +171,23 @@ def test_a_backend_that_never_answers_is_ended_by_the_idle_time_out(
     wait_until(lambda: server.connections == 0)
     over.set()
     wait_until(lambda: asked == [b"is anybody there?"] * 2)
+
+
+def test_a_client_that_takes_its_answer_slowly_is_not_idle(
+    forward: Any, serve: Any, keep: Any
+) -> None:
+    def pour(sock: socket.socket, _: Any) -> None:
+        sock.sendall(bytes(MORE_THAN_BUFFERS))
+
+    server = forward(serve(StreamServer(LOOPBACK, quietly(pour))).address, idle_timeout=1)
+    client = keep(socket.socket())
+    small_buffers(client)
+    client.connect(server.address)
+    ends = time.monotonic() + 2.5
+    while time.monotonic() < ends:
+        assert receive(client, 4000)
+        gevent.sleep(0.04)  # slow is what is tested
+    assert server.connections == 1
 
 
 def test_a_client_that_never_reads_is_ended_by_the_idle_time_out(

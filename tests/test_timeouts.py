@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from peers import (
     MODES,
     MORE_THAN_BUFFERS,
@@ -20,6 +21,7 @@ from peers import (
     error_of,
     fill,
     receive,
+    send_and_end,
     small_buffers,
     wait_until,
     waits_to_read,
@@ -27,7 +29,7 @@ from peers import (
 )
 
 import gsplice
-from gsplice import _hub
+from gsplice import _hub, _kernel, _watchdog
 
 SHORT = 0.05
 KINDS = ("tcp", "unix", "tls")
@@ -139,6 +141,127 @@ def test_a_byte_in_either_direction_keeps_a_relay_alive(
         assert not relay.wait(SHORT)
     assert not relay.ready(), "ten bytes, each well within the limit"
     with pytest.raises(socket.timeout):
+        relay.get(timeout=5)
+
+
+# A slow peer: bytes reach it, and the sink becomes writable much later than that.
+
+SLOW_LIMIT = 1.0
+PIECE = 8000
+
+
+def take_slowly(sock: socket.socket, over: Event) -> None:
+    """Receive so little at a time that the sink does not become writable within `SLOW_LIMIT`."""
+    while not over.wait(0.04):
+        sock.recv(PIECE)
+
+
+def begin_slowly(ends: Line, spawn: Spawn) -> Event:
+    """Have the sink hold as much as it may, and its peer take that slowly, until the event."""
+    ends.sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    ends.backend.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    stall(ends, spawn)
+    over = Event()
+    spawn(take_slowly, ends.backend, over)
+    return over
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("both_ways", [False, True], ids=["transfer", "relay"])
+def test_a_peer_that_takes_its_bytes_slowly_is_not_idle_and_one_that_takes_none_is(
+    line: MakeLine, spawn: Spawn, kind: str, both_ways: bool
+) -> None:
+    ends = line(kind)
+    over = begin_slowly(ends, spawn)
+    make = gsplice.Relay if both_ways else gsplice.Transfer
+    transfer = make(ends.source, ends.sink, idle_timeout=SLOW_LIMIT).start()
+    wait_until(lambda: transfer.moved and waits_to_write(ends.sink))
+    silence = longest_silence(transfer)
+    assert not transfer.ready()
+    assert silence > SLOW_LIMIT, "the sink was writable too soon to test anything"
+    over.set()
+    with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
+        transfer.get(timeout=10)
+    assert elapsed.seconds > SLOW_LIMIT / 2
+
+
+def longest_silence(transfer: Any, seconds: float = 1.5 * SLOW_LIMIT) -> float:
+    """Return the longest time for which nothing was moved, within *seconds*."""
+    moved, since, longest = transfer.moved, time.monotonic(), 0.0
+    ends = since + seconds
+    while time.monotonic() < ends and not transfer.wait(0.01) and not transfer.ready():
+        if transfer.moved != moved:
+            moved, since = transfer.moved, time.monotonic()
+        longest = max(longest, time.monotonic() - since)
+    return longest
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("both_ways", [False, True], ids=["transfer", "relay"])
+def test_a_peer_that_takes_nothing_is_idle_for_a_quarter_longer_at_the_most(
+    line: MakeLine, spawn: Spawn, kind: str, both_ways: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = line(kind)
+    stall(ends, spawn)
+    looks: list[float] = []
+    look = _watchdog.Watchdog._look
+    monkeypatch.setattr(
+        _watchdog.Watchdog, "_look", lambda self: (looks.append(time.monotonic()), look(self))
+    )
+    make = gsplice.Relay if both_ways else gsplice.Transfer
+    transfer = make(ends.source, ends.sink, idle_timeout=0.4).start()
+    with pytest.raises(socket.timeout):
+        transfer.get(timeout=10)
+    assert len(looks) <= 1 + 2 * _watchdog._LOOKS  # the rest is how long a busy machine takes
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_sinks_own_time_out_counts_what_it_accepts_as_in_sendall(
+    line: MakeLine, spawn: Spawn, kind: str
+) -> None:
+    ends = line(kind)
+    over = begin_slowly(ends, spawn)
+    ends.sink.settimeout(2 * SHORT)
+    transfer = gsplice.Transfer(ends.source, ends.sink, idle_timeout=60).start()
+    with pytest.raises(socket.timeout):
+        transfer.get(timeout=10)
+    over.set()
+
+
+def test_send_queues_are_not_looked_at_while_bytes_flow(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_: int) -> int:
+        raise AssertionError("it is")
+
+    monkeypatch.setattr(_kernel, "unacknowledged", look)
+    ends = line()
+    spawn(send_and_end, ends.client, bytes(MORE_THAN_BUFFERS))
+    ends.backend.shutdown(socket.SHUT_WR)
+    received = spawn(receive, ends.backend)
+    result = gsplice.relay(ends.source, ends.sink, idle_timeout=60)
+    assert result == (MORE_THAN_BUFFERS, 0)
+    assert len(received.get()) == MORE_THAN_BUFFERS
+
+
+def test_where_the_kernel_does_not_tell_of_its_queues_moved_bytes_count_alone(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kernel, "_HAVE_OUTQ", False)
+    ends = line()
+    over = begin_slowly(ends, spawn)
+    with pytest.raises(socket.timeout):
+        gsplice.relay(ends.source, ends.sink, idle_timeout=SHORT)
+    over.set()
+
+
+def test_a_socket_that_is_closed_while_it_is_silent_is_no_trouble_for_the_watchdog(
+    line: MakeLine,
+) -> None:
+    ends = line()
+    relay = gsplice.Relay(ends.source, ends.sink, idle_timeout=SHORT).start()
+    ends.sink.close()
+    with pytest.raises(OSError, match=r"timed out|closed"):
         relay.get(timeout=5)
 
 
