@@ -137,6 +137,12 @@ class _OwnSocketServer(ForwardServer):
                 os.unlink(self.address)
 
 
+class _SystemdServer(ForwardServer):
+    """A server at a socket that systemd keeps, for the next process that accepts there."""
+
+    shares_listener = True
+
+
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
@@ -211,7 +217,7 @@ def _listener(options: argparse.Namespace) -> tuple[socket.socket, type[ForwardS
     if _systemd.is_meant(options.listen):
         if options.reuse_port:
             raise ValueError("--reuse-port is for an address; a socket unit has ReusePort=yes")
-        return _systemd.listener(options.listen), ForwardServer
+        return _systemd.listener(options.listen), _SystemdServer
     address = _addresses.parse(options.listen, to_listen=True)
     if options.reuse_port and isinstance(address, str):
         raise ValueError(f"--reuse-port is for a port: {options.listen}")

@@ -11,8 +11,9 @@ The arbiter starts the workers, replaces those that die, reloads them (SIGHUP) a
 Invariant: a connection that a worker has accepted is served to its end, or to the end of
 ``--graceful-timeout``, whatever the arbiter wants of the worker in the meantime. One that nobody
 has accepted yet waits in the queue of the listening socket, which all workers share: a reload
-loses neither. (With ``--reuse-port`` each worker has a queue of its own, and what waits in it is
-lost with the worker, but where the sysctl ``net.ipv4.tcp_migrate_req`` is set.)
+loses neither. (With ``--reuse-port`` each worker has a queue of its own. A `ForwardServer` serves
+what waits in it; with another server that is lost with the worker, but where the sysctl
+``net.ipv4.tcp_migrate_req`` is set.)
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class _Worker(GeventWorker):
     def _limit(self, server: Any) -> None:
         """Have ``--worker-connections`` limit a server that has no limit of its own."""
         if isinstance(server, ForwardServer):
+            server.shares_listener = not self.cfg.reuse_port
             if server.max_connections is None:
                 server.max_connections = self.worker_connections
         elif server.pool is None:

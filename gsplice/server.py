@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _socket
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -18,9 +17,10 @@ from typing import Any, Final, TypeAlias
 import gevent
 from gevent import socket
 from gevent.event import Event
-from gevent.server import StreamServer
 
 from gsplice import _addresses, _kernel, _options, _reset
+from gsplice._accepting import NO_FD as _NO_FD
+from gsplice._accepting import AcceptingServer
 from gsplice._direction import TransferStopped
 from gsplice.relay import Relay
 
@@ -43,11 +43,8 @@ _RETRY: Final = 0.01
 #: have it keep its place for more than two hours.
 _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
-#: What the kernel says at the process's limit of fds, and at the system's.
-_NO_FD: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
-
-class ForwardServer(StreamServer):
+class ForwardServer(AcceptingServer):
     """Accepts connections and relays each of them to *target*.
 
     A target that cannot be reached costs that client its connection and is logged. While bytes
@@ -122,7 +119,7 @@ class ForwardServer(StreamServer):
         super().init_socket()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Accept no more, wait for what is being served, then end what is left.
+        """Accept who waits already and no more, let all finish, then end what is left.
 
         :param timeout: seconds to wait; `stop_timeout` (1) if None.
         """
@@ -145,6 +142,10 @@ class ForwardServer(StreamServer):
         return _connect_unix(os.fspath(target))
 
     def do_read(self) -> Any:
+        """Accept a client where there are fds for both its ends."""
+        return self.accept_by(self._accept)
+
+    def _accept(self) -> Any:
         """Accept a client, and reserve an fd for the connection to the target.
 
         Where there is none to be had `StreamServer` tries again later.

@@ -293,3 +293,17 @@ def test_a_client_that_comes_while_it_ends_is_served_whole_or_not_at_all(start: 
     forwarder.process.terminate()
     gevent.joinall(coming, raise_error=True)
     assert forwarder.ended() == 0
+
+
+def test_sigterm_serves_those_who_wait_in_the_backlog(start: Start) -> None:
+    forwarder = start(send_back, "--grace", "60")
+    exchange(forwarder.dial())
+    forwarder.process.send_signal(signal.SIGSTOP)
+    clients = [forwarder.dial() for _ in range(FEW)]
+    for number, client in enumerate(clients):
+        client.sendall(pattern(1000, number))
+    forwarder.process.terminate()
+    forwarder.process.send_signal(signal.SIGCONT)
+    for number, client in enumerate(clients):
+        assert receive(client, 1000) == pattern(1000, number)
+        client.close()

@@ -28,6 +28,7 @@ from peers import (
 from servers import LOOPBACK
 
 import gsplice
+from gsplice import _hub
 
 # How long, and how many at once.
 
@@ -240,20 +241,65 @@ def test_a_client_that_leaves_while_its_backend_cannot_be_reached_makes_room_in_
 # No fds.
 
 
-def test_without_an_fd_a_client_waits_in_the_backlog(
-    forward: Any, echo: StreamServer, keep: Any, no_fds: Any, hub_errors: list[Any]
+def test_without_an_fd_a_client_waits_in_the_backlog_and_one_line_says_so(
+    forward: Any, echo: StreamServer, keep: Any, no_fds: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    server = forward(echo.address)
+    for times in (1, 2):
+        client = keep(socket.socket())
+        client.settimeout(10)
+        no_fds()
+        client.connect(server.address)
+        wait_until(lambda: server.delay > 2 * server.min_delay)  # it has tried again
+        assert server.accepted == times - 1
+        no_fds()
+        exchange(client)
+        (*_, line) = caplog.messages
+        assert line == "clients wait in the backlog: there is no fd (Too many open files)"
+        assert len(caplog.messages) == times
+
+
+def test_without_an_fd_nothing_is_said_where_nobody_waits(
+    forward: Any, echo: StreamServer, no_fds: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = forward(echo.address)
+    no_fds()
+    assert server.do_read() is None
+    assert not caplog.messages
+
+
+def test_pipes_that_are_idle_make_room_for_a_client(
+    forward: Any, echo: StreamServer, keep: Any, no_fds: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = _hub.resources().pipes
+    pipes = [pool.lend() for _ in range(2)]
+    for pipe in pipes:
+        pool.give_back(pipe)
     server = forward(echo.address)
     client = keep(socket.socket())
     client.settimeout(10)
     no_fds()
     client.connect(server.address)
-    wait_until(lambda: server.delay > server.min_delay)
-    assert (server.accepted, server.connections) == (0, 0)
-    no_fds()
     exchange(client)
-    assert [error.errno for _, error in hub_errors] == [errno.EMFILE] * len(hub_errors)
+    assert gsplice.stats().idle_pipes == 0
+    assert not caplog.messages
+
+
+def test_an_error_of_accept_that_is_not_about_fds_is_reported_as_ever(
+    forward: Any, echo: StreamServer, dial: Any, hub_errors: list[Any]
+) -> None:
+    server = forward(echo.address)
+    accept, errors = server._accept, [OSError(errno.ENOBUFS, "No buffer space available")]
+    server._accept = lambda: raise_next(errors) or accept()
+    exchange(dial(server))
+    assert [error.errno for _, error in hub_errors] == [errno.ENOBUFS]
     hub_errors.clear()
+
+
+def raise_next(errors: list[OSError]) -> None:
+    """Raise what is left, in turn."""
+    if errors:
+        raise errors.pop(0)
 
 
 def test_a_client_for_whose_other_end_there_is_no_fd_waits_and_nobody_else_is_accepted(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import gevent
@@ -12,6 +13,7 @@ from peers import echoed, exchange, fill, receive, wait_until
 from servers import LOOPBACK
 
 import gsplice
+from gsplice import _accepting
 from gsplice.server import ForwardServer
 
 # The end.
@@ -82,6 +84,92 @@ def test_stop_without_connections_returns_at_once_and_may_be_repeated(
     for _ in range(2):
         with gevent.Timeout(1):
             server.stop(30)
+
+
+# Those who wait in the backlog: the kernel has accepted them, and would reset them.
+
+
+def queued(server: ForwardServer, dial: Any, count: int) -> list[socket.socket]:
+    """Return clients whom the kernel has accepted, and the server has not."""
+    server.stop_accepting()
+    clients = [dial(server) for _ in range(count)]
+    for client in clients:
+        client.sendall(b"hello")
+    assert server.accepted == 0
+    return clients
+
+
+def test_stop_serves_those_who_wait_in_the_backlog(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address)
+    clients = queued(server, dial, 20)
+    stopping = gevent.spawn(server.stop, 10)
+    for client in clients:
+        assert receive(client, 5) == b"hello"
+        assert echoed(client, b" and goodbye") == b" and goodbye"
+    stopping.get()
+    assert (server.accepted, server.connections) == (20, 0)
+
+
+def test_close_accepts_no_more_of_them_than_there_may_be(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, max_connections=2)
+    first, second, third = queued(server, dial, 3)
+    server.close()
+    assert receive(first, 5) == receive(second, 5) == b"hello"
+    with pytest.raises(ConnectionResetError):
+        receive(third)
+    assert (server.accepted, server.connections) == (2, 2)
+
+
+def test_close_does_not_go_on_for_ever_where_clients_go_on_coming(
+    forward: Any, echo: StreamServer, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_accepting, "_MOST_AT_THE_END", 2)
+    server = forward(echo.address)
+    queued(server, dial, 3)
+    server.close()
+    assert server.accepted == 2
+
+
+def test_close_without_an_fd_for_those_who_wait_closes_all_the_same(
+    forward: Any, echo: StreamServer, dial: Any, no_fds: Any
+) -> None:
+    server = forward(echo.address)
+    (client,) = queued(server, dial, 1)
+    no_fds()
+    server.close()
+    no_fds()
+    assert server.closed
+    with pytest.raises(ConnectionResetError):
+        receive(client)
+
+
+def test_those_who_wait_at_a_socket_that_others_share_are_left_to_the_others(
+    serve: Any, listen: Any, echo: StreamServer, dial: Any
+) -> None:
+    listener = listen()
+    other = socket.socket(fileno=os.dup(listener.fileno()))
+    server = serve(ForwardServer(listener, echo.address))
+    server.shares_listener = True
+    clients = queued(server, dial, 3)
+    server.close()
+    assert server.accepted == 0
+    serve(ForwardServer(other, echo.address))
+    for client in clients:
+        assert receive(client, 5) == b"hello"
+
+
+def test_a_forked_child_that_closes_its_copy_leaves_those_who_wait_to_its_parent(
+    forward: Any, echo: StreamServer, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = forward(echo.address)
+    queued(server, dial, 1)
+    monkeypatch.setattr(os, "getpid", lambda: -2)  # as if
+    server.close()
+    assert server.accepted == 0
 
 
 def test_serve_forever_returns_once_it_is_closed(echo: StreamServer) -> None:
