@@ -218,6 +218,20 @@ def test_a_connection_is_no_socket_to_listen_at(
     assert message == "what systemd has passed is no TCP or unix socket that listens (Accept=no)"
 
 
+def test_who_waits_when_it_ends_is_left_to_the_next_that_systemd_starts(passed: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        passed(listener)
+        server = cli._server(cli._parser().parse_args(["forward", "systemd", "127.0.0.1:80"]))
+        server.start()
+        server.stop_accepting()
+        with dial(listener.getsockname()) as client:
+            server.close()
+            assert server.accepted == 0
+            served, address = listener.accept()
+            assert address == client.getsockname()
+            served.close()
+
+
 def test_what_is_taken_is_gone_from_the_environment_and_not_inherited(passed: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         passed(listener)
