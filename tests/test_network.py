@@ -28,6 +28,7 @@ from peers import (
     error_of,
     exchange,
     pattern,
+    quietly,
     receive,
     send_and_end,
     send_back,
@@ -408,7 +409,7 @@ def test_a_moderated_stream_goes_on_after_its_cable_was_out(
 @pytest.fixture
 def echo(net: Network) -> Iterator[StreamServer]:
     """Send back what comes, on the server's host."""
-    server = StreamServer(listen_on(net.server), send_back)
+    server = StreamServer(listen_on(net.server), quietly(send_back))
     server.start()
     yield server
     server.stop(0)
