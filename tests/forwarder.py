@@ -57,4 +57,6 @@ def refuses(address: str) -> bool:
         dial(address).close()
     except (ConnectionRefusedError, FileNotFoundError):
         return True
+    except ConnectionResetError:
+        pass  # it came between the last accept and the close: the next one is refused
     return False
