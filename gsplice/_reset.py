@@ -71,7 +71,7 @@ class Reset:
         self._left: dict[GeventSocket, tuple[int, float]] = dict.fromkeys(sockets, (-1, now))
         self._done: Callable[[], None] | None = done
         self._step = _FIRST_STEP
-        self._timer: Any = None
+        self._timer: Any = None  # while some are left
 
     def start(self) -> None:
         """Close what has nothing to send, now, and the others in time."""
@@ -89,13 +89,13 @@ class Reset:
     def stop(self) -> None:
         """Close all that are left, now; after the end it does nothing."""
         if self._left:
-            self._stop_timer()
+            self._timer.close()
             for sock in list(self._left):
                 self._close(sock)
             self._end()
 
     def _look(self) -> None:
-        self._stop_timer()
+        self._timer.close()
         self.start()
 
     def _has_to_wait(self, sock: GeventSocket, now: float) -> bool:
@@ -121,11 +121,6 @@ class Reset:
         assert done is not None
         done()
 
-    def _stop_timer(self) -> None:
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.close()
-
 
 def _has_resets(sock: GeventSocket) -> bool:
     return _gevent.socket_family(sock) in (socket.AF_INET, socket.AF_INET6)
@@ -133,7 +128,4 @@ def _has_resets(sock: GeventSocket) -> bool:
 
 def _has_gone(sock: GeventSocket) -> bool:
     """Return whether *sock*'s connection is no more, whatever its queue still counts."""
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
-    except OSError:
-        return True
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE

@@ -16,6 +16,7 @@ import pytest
 import trustme
 from gevent import socket, ssl
 from gevent.server import StreamServer
+from gunicorn.config import Config
 from peers import (
     Spawn,
     echoed,
@@ -28,6 +29,9 @@ from peers import (
     wait_until,
 )
 from programs import PATIENCE, Program, free_port
+
+from gsplice.gunicorn import ServerWorker
+from gsplice.server import ForwardServer
 
 WORKERS = ("StreamWorker", "ServerWorker")
 LOOPBACK = "127.0.0.1:0"
@@ -404,6 +408,18 @@ def test_a_worker_that_is_killed_is_replaced_while_the_connections_of_the_other_
 
 
 # It is reloaded.
+
+
+@pytest.mark.parametrize("reuse_port", [False, True])
+def test_who_waits_at_the_end_of_a_worker_is_left_to_the_others_where_they_share_the_socket(
+    reuse_port: bool,
+) -> None:
+    worker = ServerWorker.__new__(ServerWorker)  # without an arbiter
+    worker.cfg, worker.worker_connections = Config(), 1000
+    worker.cfg.set("reuse_port", reuse_port)
+    server = ForwardServer(("127.0.0.1", 0), "/nowhere")
+    worker._limit(server)
+    assert server.shares_listener is not reuse_port
 
 
 def test_a_reload_loses_no_byte_of_what_is_under_way_and_refuses_nobody(
