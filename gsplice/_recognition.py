@@ -69,6 +69,17 @@ def sink(thing: Any) -> Sink:
     return ObjectSink(thing, _write_method(thing))
 
 
+def ends(thing: Any) -> tuple[Source, Sink]:
+    """Return what *thing*, one end of a relay, is as a source, and its socket as a sink."""
+    if type(thing) is SocketSource:
+        return thing, SocketSink(thing.socket)  # it has been looked at before
+    if isinstance(thing, GeventSocket):  # what is looked at is the same for both
+        _check_socket(thing)
+        if is_real_stream_socket(thing):
+            return SocketSource(thing), SocketSink(thing)
+    return source(thing), sink(socket_of_end(thing))
+
+
 def _socket_source(
     sock: GeventSocket, stream: _reader.Reader | None, read: Callable[[int], bytes | None]
 ) -> Source:
@@ -139,6 +150,10 @@ def is_real_stream_socket(sock: GeventSocket) -> bool:
 
 def socket_of_end(thing: Any) -> Any:
     """Return the socket of an end of a relay: a socket, or a ``makefile("rb")`` reader on one."""
+    if isinstance(thing, GeventSocket):
+        return thing
+    if type(thing) is SocketSource:
+        return thing.socket
     raw: Any = thing.raw if type(thing) is io.BufferedReader else thing
     return _reader.socket_of(raw) or thing
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gsplice import _options, _recognition
 from gsplice._direction import Direction
+from gsplice._endpoint import Sink, Source
 from gsplice._gevent import GeventSocket
 from gsplice._task import Task
 from gsplice._watchdog import Watchdog
@@ -33,6 +34,9 @@ class Relay(Task):
 
     __slots__ = ("_ends", "_idle_timeout", "_over", "_silenced", "down", "up")
 
+    #: Whether the end of the direction that ends last is passed on as well.
+    _passes_on_last_end = True
+
     if TYPE_CHECKING:
 
         def get(self, timeout: float | None = None) -> RelayResult: ...  # type: ignore[override]
@@ -48,12 +52,14 @@ class Relay(Task):
     ) -> None:
         super().__init__()
         self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
-        sockets = (_recognition.socket_of_end(a), _recognition.socket_of_end(b))
-        self._ends: tuple[Any, ...] = sockets  # until it begins
+        mode, bound = _options.mode(mode), _options.moderation(moderation)
+        (from_a, to_a), (from_b, to_b) = _recognition.ends(a), _recognition.ends(b)
+        # Until it begins:
+        self._ends: tuple[Any, ...] = (_recognition.socket_of_end(a), _recognition.socket_of_end(b))
         self._over = False
         self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
-        self.up: _Leg = _Leg(self, a, sockets[1], mode, moderation)
-        self.down: _Leg = _Leg(self, b, sockets[0], mode, moderation)
+        self.up: _Leg = _Leg(self, from_a, to_b, mode, bound)
+        self.down: _Leg = _Leg(self, from_b, to_a, mode, bound)
 
     @property
     def moved(self) -> int:
@@ -128,7 +134,7 @@ class Relay(Task):
         if self._over:
             return
         other = self.down if leg is self.up else self.up
-        if error is None:
+        if error is None and (self._passes_on_last_end or not other.ready()):
             error = _pass_on_end(leg)
         if error is not None:
             # Of a peer that has gone, what it had sent before is still to be had: the answer to
@@ -140,13 +146,24 @@ class Relay(Task):
             self.set(RelayResult(self.up.moved, self.down.moved))
 
 
+class ClosingRelay(Relay):
+    """A relay whose sockets are closed as soon as it has ended; that tells the last end as well."""
+
+    __slots__ = ()
+
+    _passes_on_last_end = False
+
+
 class _Leg(Transfer):
     """One direction of a relay."""
 
     __slots__ = ("_relay",)
 
-    def __init__(self, relay: Relay, src: Any, dst: Any, mode: str, moderation: float) -> None:
-        super().__init__(src, dst, mode=mode, moderation=moderation)
+    def __init__(
+        self, relay: Relay, source: Source, sink: Sink, mode: str, moderation: float
+    ) -> None:
+        Task.__init__(self)  # the relay has looked at the arguments
+        self._set_up(source, sink, None, mode, moderation)
         self._relay: Relay | None = relay
 
     def _watch(self) -> None:

@@ -54,10 +54,22 @@ class Transfer(Task):
         super().__init__()
         limit = _options.count(count)
         mode = _options.mode(mode)
-        self._idle_timeout = _options.seconds("idle_timeout", idle_timeout)
+        seconds = _options.seconds("idle_timeout", idle_timeout)
         bound = _options.moderation(moderation)
         source, sink = _recognition.source(src), _recognition.sink(dst)
-        self._engine = _engine(source, sink, limit, mode, bound, self)
+        self._set_up(source, sink, limit, mode, bound, seconds)
+
+    def _set_up(
+        self,
+        source: Source,
+        sink: Sink,
+        count: int | None,
+        mode: str,
+        moderation: float,
+        idle_timeout: float | None = None,
+    ) -> None:
+        self._idle_timeout = idle_timeout
+        self._engine = _engine(source, sink, count, mode, moderation, self)
 
     @property
     def moved(self) -> int:
