@@ -12,6 +12,7 @@ before the fd is closed, and no fd that has been reused is ever touched.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 from collections.abc import Callable
@@ -27,6 +28,87 @@ GeventSocket: TypeAlias = socket.socket
 
 #: A stream socket whose class has one of these of its own does something to the bytes.
 _DATA_METHODS: Final = ("recv", "recv_into", "send", "sendall")
+#: What a watcher waits for (EV_READ and EV_WRITE, in libev; libuv's are the same numbers).
+_READ: Final = 1
+_WRITE: Final = 2
+
+
+class LeanSocket(GeventSocket):
+    """A gevent socket that costs little to make and to close.
+
+    gevent gives each socket two watchers from the beginning, and looks at its end for whoever may
+    wait on them. This one has a watcher for a way once it is waited for that way.
+    """
+
+    __slots__ = ("_reading", "_writing")
+
+    _reading: Any
+    _writing: Any
+
+    @classmethod
+    def over(cls, raw: _socket.socket) -> LeanSocket:
+        """Return one whose C socket is *raw*, which is in non-blocking mode."""
+        self = cls.__new__(cls)
+        self._sock = raw
+        self._closed = False
+        self._io_refs = 0
+        self._reading = self._writing = None
+        self.hub = gevent.get_hub()
+        self.timeout = None  # type: ignore[misc]
+        return self
+
+    @property
+    def _read_event(self) -> Any:
+        if self._reading is None and (fd := self._sock.fileno()) >= 0:
+            self._reading = self.hub.loop.io(fd, _READ)
+        return self._reading
+
+    @_read_event.setter
+    def _read_event(self, watcher: Any) -> None:
+        self._reading = watcher
+
+    @property
+    def _write_event(self) -> Any:
+        if self._writing is None and (fd := self._sock.fileno()) >= 0:
+            self._writing = self.hub.loop.io(fd, _WRITE)
+        return self._writing
+
+    @_write_event.setter
+    def _write_event(self, watcher: Any) -> None:
+        self._writing = watcher
+
+    def shutdown(self, how: int) -> None:
+        """Shut down one way or both; who waits for that way is told, as by gevent's."""
+        if how == socket.SHUT_WR and self._writing is None:
+            self._sock.shutdown(how)
+        else:
+            super().shutdown(how)
+
+    def _real_close(self, *arguments: Any) -> None:
+        for watcher in (self._reading, self._writing):
+            if watcher is not None:
+                if watcher.callback is not None:
+                    super()._real_close(*arguments)  # type: ignore[misc]
+                    return
+                watcher.close()
+        self._reading = self._writing = None
+        self._sock.close()
+
+
+def new_raw_socket(family: int) -> _socket.socket:
+    """Return a C stream socket in non-blocking mode."""
+    return _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+
+
+def accept(listener: Any) -> tuple[LeanSocket, Any] | None:
+    """Return the next client of the C socket *listener* and its address; None if nobody waits."""
+    try:
+        fd, address = listener._accept()
+    except BlockingIOError:
+        return None
+    raw = _socket.socket(listener.family, listener.type, listener.proto, fd)
+    raw.setblocking(False)
+    return LeanSocket.over(raw), address
 
 
 def raw_socket(sock: GeventSocket) -> Any:
@@ -49,7 +131,7 @@ def socket_type(sock: GeventSocket) -> int:
 def own_data_methods(sock: GeventSocket) -> list[str]:
     """Return those of the methods that carry bytes which *sock*, or its class, replaces."""
     cls = type(sock)
-    if cls is GeventSocket:
+    if cls is GeventSocket or cls is LeanSocket:
         return []  # and no instance of it has room for attributes
     own = getattr(sock, "__dict__", ())
     return [
@@ -112,7 +194,8 @@ def start(watcher: Any, callback: Callable[..., None]) -> None:
     libuv stops polling an fd once it has reported an error on it, whatever is left to read there,
     and says so in negative events only: there *callback* gets the events, and has to `restart`.
     """
-    check_unused(watcher)
+    if watcher.callback is not None:
+        check_unused(watcher)
     if type(watcher).__module__.startswith("gevent.libuv"):
         watcher.start(callback, pass_events=True)
     else:

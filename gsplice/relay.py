@@ -153,6 +153,10 @@ class ClosingRelay(Relay):
 
     _passes_on_last_end = False
 
+    def fail(self, error: BaseException) -> None:
+        """End at once with *error*; after the end it does nothing."""
+        self._fail(error)
+
 
 class _Leg(Transfer):
     """One direction of a relay."""

@@ -1,8 +1,9 @@
 """`ForwardServer`: a port forwarder that is ready to run.
 
-Invariant: a client is accepted only where there is an fd for its connection to the target as well,
-and that one is reserved until it is needed. So at the fd limit clients wait in the backlog, none
-that has been accepted is dropped, and those accepted don't wait for each other.
+Invariant: a client is accepted only where there is an fd for its connection to the target as well:
+that socket is made before, and kept until there is a client for it. So at the fd limit clients
+wait in the backlog, none that has been accepted is dropped, and those accepted don't wait for each
+other.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 
-from gsplice import _addresses, _kernel, _options, _reset
+from gsplice import _addresses, _connecting, _gevent, _kernel, _options, _own_methods, _reset
 from gsplice._accepting import NO_FD as _NO_FD
 from gsplice._accepting import AcceptingServer
+from gsplice._connecting import Connecting, Destination, Reserve, begin
 from gsplice._direction import TransferStopped
+from gsplice._forwarding import Forwarding, may_exchange
+from gsplice._gevent import LeanSocket
 from gsplice.relay import Relay
 
 _logger = logging.getLogger(__name__)
@@ -34,8 +38,7 @@ Target: TypeAlias = tuple[str, int] | str | os.PathLike[str] | Callable[[Any], s
 #: lost take to be sent again (RFC 6298: 1 s, then 2 s), and some more for a slow link.
 CONNECT_TIMEOUT: Final = 10.0
 
-#: Seconds between two tries to connect to a unix socket whose backlog is full, or without an fd:
-#: nothing tells when there is room (connect(2), EAGAIN).
+#: Seconds between two tries to connect without an fd: nothing tells when there is one.
 _RETRY: Final = 0.01
 
 #: When a silent peer is asked whether it is still there, how often, and how many times in vain
@@ -47,9 +50,10 @@ _KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 class ForwardServer(AcceptingServer):
     """Accepts connections and relays each of them to *target*.
 
-    A target that cannot be reached costs that client its connection and is logged. While bytes
-    flow a connection needs no greenlet. A peer that has vanished (its cable is out, its host is
-    down) is given up by TCP's keepalive after two minutes, without an idle time-out as well.
+    A target that cannot be reached costs that client its connection and is logged. A connection
+    needs no greenlet, but for a target that has to be looked up or called. A peer that has vanished
+    (its cable is out, its host is down) is given up by TCP's keepalive after two minutes, without
+    an idle time-out as well.
 
     :param listener: where to accept: an address or a listening socket, as for `StreamServer`.
     :param target: where to connect to; see `Target`.
@@ -92,11 +96,16 @@ class ForwardServer(AcceptingServer):
         #: How many connections have been accepted.
         self.accepted = 0
         self._connections: set[_Connection] = set()
-        self._reserved = -1  # for the client that is being accepted
+        self._reserve = Reserve()
+        self._asks_target = _own_methods.has_own(self, ("connect",), __name__)
+        #: Whether clients have inherited what `_make_prompt` set on the listening socket.
+        self.clients_are_prompt = False
         self._short_of_fds = 0  # connections that have been accepted and want one
         self._all_done = Event()
         self._all_done.set()
         self.reuse_port = reuse_port
+        #: Whether connections begin as an exchange; see `Forwarding`.
+        self.may_exchange = False
         _check_listener(listener, reuse_port)
         super().__init__(listener, self._do_nothing, backlog=backlog)
 
@@ -117,6 +126,13 @@ class ForwardServer(AcceptingServer):
             self.socket = _addresses.bound(self.family, self.address, self.backlog, reuse_port=True)
             self.address = self.socket.getsockname()
         super().init_socket()
+        _make_prompt(self.socket)
+        self.may_exchange = may_exchange(self.socket, self.relay_options)
+
+    def stop_accepting(self) -> None:
+        """Accept nobody for now, and keep no fd for anybody."""
+        super().stop_accepting()
+        self._reserve.close()
 
     def stop(self, timeout: float | None = None) -> None:
         """Accept who waits already and no more, let all finish, then end what is left.
@@ -137,9 +153,11 @@ class ForwardServer(AcceptingServer):
         target = self.target
         if callable(target):
             return target(address)
-        if isinstance(target, tuple):
-            return _connect_tcp(target)
-        return _connect_unix(os.fspath(target))
+        to = _connecting.destination(target)
+        if to is not None:
+            return _connecting.connect(to)
+        assert isinstance(target, tuple)
+        return socket.create_connection(target, timeout=None)
 
     def do_read(self) -> Any:
         """Accept a client where there are fds for both its ends."""
@@ -150,24 +168,19 @@ class ForwardServer(AcceptingServer):
 
         Where there is none to be had `StreamServer` tries again later.
         """
-        reserved, accepted = _kernel.reserve_fd(), None
-        try:
-            accepted = super().do_read()
-        finally:
-            if accepted is None:
-                _kernel.close(reserved)
-            else:
-                self._reserved = reserved
+        self._reserve.fill(self.target, self._asks_target)
+        accepted = _gevent.accept(self.socket)
+        if accepted is None:
+            self.clients_are_prompt = True  # nobody is left who came before it was set
         return accepted
 
     def do_handle(self, *args: Any) -> None:
         """Serve an accepted connection, which is not closed when its greenlet ends."""
-        reserved, self._reserved = self._reserved, -1
-        connection = _Connection(self, reserved, *args)
+        connection = _Connection(self, self._reserve.take(), *args)
         self.accepted += 1
         self._connections.add(connection)
         self._all_done.clear()
-        connection.start()
+        connection.start(self._reserve.destination)
 
     def forget(self, connection: _Connection) -> None:
         """*connection* has ended: there is room for another."""
@@ -180,6 +193,7 @@ class ForwardServer(AcceptingServer):
     def accepting_nobody(self) -> Iterator[None]:
         """Leave further clients in the backlog: each fd is wanted for one that is here."""
         self._short_of_fds += 1
+        self._reserve.close()
         try:
             yield
         finally:
@@ -195,43 +209,80 @@ class ForwardServer(AcceptingServer):
 
 
 class _Connection:
-    """One client: connected to the target in a greenlet, then relayed in callbacks."""
+    """One client: connected to the target, then forwarded; a greenlet only asks where that is."""
 
-    __slots__ = ("_address", "_backend", "_client", "_greenlet", "_relay", "_reserved", "_server")
+    __slots__ = (
+        "_address",
+        "_backend",
+        "_client",
+        "_connecting",
+        "_forwarding",
+        "_greenlet",
+        "_reserved",
+        "_server",
+    )
 
     def __init__(
-        self, server: ForwardServer, reserved: int, client: socket.socket, address: Any
+        self,
+        server: ForwardServer,
+        reserved: _socket.socket | None,
+        client: socket.socket,
+        address: Any,
     ) -> None:
         self._server = server
         self._reserved = reserved
         self._client = client
         self._address = address
         self._backend: socket.socket | None = None
-        self._relay: Relay | _reset.Reset | None = None  # what is under way, once it is connected
+        self._connecting: Connecting | None = None
+        self._forwarding: Forwarding | _reset.Reset | None = None
         self._greenlet: Any = None
 
-    def start(self) -> None:
-        """Begin to connect to the target."""
-        self._greenlet = gevent.spawn(self._connect)
+    def start(self, destination: Destination | None) -> None:
+        """Begin to connect to the target; in a greenlet, if it is not known where that is."""
+        if destination is None or self._reserved is None:
+            self._greenlet = gevent.spawn(self._connect)
+            return
+        self._backend = sock = LeanSocket.over(self._reserved)
+        self._reserved = None
+        timeout = self._server.connect_timeout
+        self._connecting = begin(sock, destination.address, self._connected, timeout)
 
     def stop(self) -> None:
         """End at once, whatever is under way."""
-        if self._relay is not None:
-            self._relay.stop()
+        if self._forwarding is not None:
+            self._forwarding.stop()
+        elif self._connecting is not None:
+            self._connecting.stop()
+            self._close()
         else:
             self._greenlet.kill(block=False)
+
+    def _connected(self, error: OSError | None) -> None:
+        """The end of connecting without a greenlet."""
+        self._connecting = None
+        try:
+            if error is not None:
+                raise error
+            assert self._backend is not None
+            self._begin_relay(self._backend)
+        except BaseException as problem:
+            self._give_up(problem)
 
     def _connect(self) -> None:
         try:
             self._backend = self._connect_with_an_fd()
             self._free_reserved()
             self._begin_relay(self._backend)
-        except OSError as error:
-            _logger.warning("%s: cannot connect to the target: %s", self, error)
-            self._close()
-        except BaseException:
-            self._close()
-            raise
+        except BaseException as problem:
+            self._give_up(problem)
+
+    def _give_up(self, problem: BaseException) -> None:
+        if isinstance(problem, OSError):
+            _logger.warning("%s: cannot connect to the target: %s", self, problem)
+        self._close()
+        if not isinstance(problem, OSError):
+            raise problem
 
     def _connect_with_an_fd(self) -> socket.socket:
         try:
@@ -250,9 +301,9 @@ class _Connection:
                 gevent.sleep(_RETRY)
 
     def _free_reserved(self) -> None:
-        reserved, self._reserved = self._reserved, -1
-        if reserved >= 0:
-            _kernel.close(reserved)
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None:
+            reserved.close()
 
     def _connect_in_time(self) -> socket.socket:
         # Not an OSError, which create_connection would take for the failure of one address.
@@ -265,22 +316,23 @@ class _Connection:
         raise TimeoutError("timed out")
 
     def _begin_relay(self, backend: socket.socket) -> None:
-        for sock in (self._client, backend):
-            _make_prompt(sock)
-        self._relay = Relay(self._client, backend, **self._server.relay_options)
-        self._relay.rawlink(self._ended)
-        self._relay.start()
+        client, server = self._client, self._server
+        _make_prompt(_gevent.raw_socket(backend))
+        if not server.clients_are_prompt:
+            _make_prompt(_gevent.raw_socket(client))
+        self._forwarding = Forwarding(client, backend, server.relay_options, self._ended)
+        self._forwarding.start(server.may_exchange)
         self._greenlet = None
 
-    def _ended(self, relay: Relay) -> None:
-        if relay.exception is not None:
+    def _ended(self, relay: Relay | None) -> None:
+        if relay is not None and relay.exception is not None:
             _logger.debug("%s: ended by %r", self, relay.exception)
             assert self._backend is not None
             cut_short = _reset.cut_short(relay, self._client, self._backend)
-            self._relay = _reset.Reset(cut_short, self._close)
-            self._relay.start()
+            self._forwarding = _reset.Reset(cut_short, self._close)
+            self._forwarding.start()
             if isinstance(relay.exception, TransferStopped):
-                self._relay.stop()  # it has had its time
+                self._forwarding.stop()  # it has had its time
         else:
             self._close()
 
@@ -324,21 +376,6 @@ def _check_connected(backend: Any) -> socket.socket:
     raise TypeError(f"a target has to return a connected gevent socket, not {backend!r}")
 
 
-def _connect_tcp(address: tuple[str, int]) -> socket.socket:
-    family = _addresses.numeric_family(address[0])
-    if family is None:
-        return socket.create_connection(address, timeout=None)
-    # There is nothing to look up, and `create_connection` would have a thread do it.
-    sock = socket.socket(family)
-    try:
-        sock.settimeout(None)
-        sock.connect(address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def _was_short_of_fds(error: OSError) -> bool:
     if error.errno in _NO_FD:
         return True
@@ -348,29 +385,6 @@ def _was_short_of_fds(error: OSError) -> bool:
         except OSError as now:
             return now.errno in _NO_FD
     return False
-
-
-def _connect_unix(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # gevent's own connect spins where the backlog is full: poll says that such a socket is
-        # ready, and connect that it has to wait.
-        sock.setblocking(False)
-        while not _connected(sock, path):
-            gevent.sleep(_RETRY)
-        sock.setblocking(True)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _connected(sock: socket.socket, path: str) -> bool:
-    try:
-        sock.connect(path)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _make_prompt(sock: socket.socket) -> None:

@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_kernel", "_gevent", "_options", "_own_methods", "_addresses", "_systemd"),
-    ("_account", "_reader", "_shutdown", "_watchdog"),
+    ("_account", "_connecting", "_reader", "_shutdown", "_watchdog"),
     ("_pipe",),
     ("_hub", "_endpoint"),
     ("_body", "_chunked", "_direction", "_moderation"),
@@ -27,7 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("transfer",),
     ("relay", "_body_sender", "_wsgi"),
     ("_accepting", "_reset"),
-    ("_pywsgi", "takeover._imports", "takeover._replacements", "server"),
+    ("_forwarding", "_pywsgi", "takeover._imports", "takeover._replacements"),
+    ("server",),
     (
         "pywsgi",
         "gunicorn",

@@ -17,6 +17,7 @@ from peers import (
     error_of,
     exchange,
     is_readable,
+    open_fds,
     pattern,
     quietly,
     receive,
@@ -300,6 +301,23 @@ def raise_next(errors: list[OSError]) -> None:
     """Raise what is left, in turn."""
     if errors:
         raise errors.pop(0)
+
+
+@pytest.mark.parametrize("why", ["an fd is wanted", "it has been told to"])
+def test_a_server_that_accepts_nobody_keeps_no_fd_for_the_next_client(
+    why: str, forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address)
+    before = len(open_fds())
+    dial(server).close()
+    wait_until(lambda: server.accepted and not server.connections)
+    wait_until(lambda: len(open_fds()) == before + 1)
+    if why == "an fd is wanted":
+        with server.accepting_nobody():
+            assert len(open_fds()) == before
+    else:
+        server.stop_accepting()
+        assert len(open_fds()) == before
 
 
 def test_a_client_for_whose_other_end_there_is_no_fd_waits_and_nobody_else_is_accepted(

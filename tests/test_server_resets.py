@@ -125,7 +125,7 @@ def stalled(keep: Any) -> Callable[[ForwardServer], socket.socket]:
 
 def is_being_cut_short(server: ForwardServer) -> bool:
     """Whether connections wait for what was sent to arrive."""
-    reset = [isinstance(each._relay, _reset.Reset) for each in server._connections]
+    reset = [isinstance(each._forwarding, _reset.Reset) for each in server._connections]
     return bool(reset) and all(reset)
 
 

@@ -1,0 +1,275 @@
+"""A forwarded connection: it begins as an exchange of a few small messages, and often is no more.
+
+A `Relay` is made for connections that last, and half of what a short one costs is to make it. So
+both ways begin as little as can receive and send, and become a relay as soon as they are anything
+more: when a read fills the buffer (a stream, maybe), when a sink does not take all (that, and what
+an error in sending means for the other way, is for the relay), and after a few messages.
+
+Invariant: an exchange holds no bytes between two calls of the hub. What its step has received it
+has sent, or the exchange is over and what is left is the first that the relay has to send. So
+nothing waits for a sink in here, and an end of file is met with nothing held. One that has been
+passed on the relay meets again: a socket says so as often as it is asked.
+
+Invariant: a forwarding ends once. An exchange ends by itself only where both ways have come to
+their end of file; whatever else ends one (an error, `stop`) is the end of the relay that it has
+become by then. An exchange that is over has no watcher and no timer, and refers to nothing that
+refers to it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
+
+from gsplice import _account, _gevent, _hub, _shutdown
+from gsplice._direction import TransferStopped
+from gsplice._endpoint import SocketSource
+from gsplice._gevent import LeanSocket
+from gsplice._watchdog import Watchdog
+from gsplice.relay import ClosingRelay, Relay
+
+_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
+#: So many messages one way are no short connection any more.
+_MOST_MESSAGES: Final = 8
+
+
+def may_exchange(listener: Any, options: Mapping[str, Any]) -> bool:
+    """Return whether clients of the C socket *listener* are relayed as an exchange at first."""
+    is_real = listener.type == SOCK_STREAM and listener.family in _FAMILIES
+    return is_real and options["mode"] != "splice"
+
+
+class Forwarding:
+    """Both ways between two sockets that are closed as soon as it has ended.
+
+    :param options: those of a `Relay`.
+    :param ended: called in the hub at the end, with the relay if it was one by then.
+    """
+
+    __slots__ = ("_backend", "_client", "_down", "_ended", "_options", "_relay", "_up", "_watchdog")
+
+    def __init__(
+        self,
+        client: Any,
+        backend: Any,
+        options: Mapping[str, Any],
+        ended: Callable[[Relay | None], None],
+    ) -> None:
+        self._client = client
+        self._backend = backend
+        self._options = options
+        self._ended: Callable[[Relay | None], None] | None = ended
+        self._up: _Way | None = None
+        self._down: _Way | None = None
+        self._relay: ClosingRelay | None = None
+        self._watchdog: Watchdog | None = None
+
+    def start(self, exchange: bool) -> None:
+        """Begin; what the client has sent already goes at once.
+
+        :param exchange: whether the client may be part of an exchange; see `may_exchange`.
+        """
+        if not (exchange and type(self._client) is type(self._backend) is LeanSocket):
+            self._become_relay(self._client, self._backend).start()
+            return
+        idle_timeout = self._options["idle_timeout"]
+        if idle_timeout is not None:
+            ends = (self._client, self._backend)
+            self._watchdog = Watchdog(idle_timeout, self._timed_out, ends)
+            self._watchdog.start()
+        self._up = up = _Way(self, self._client, self._backend)
+        self._down = _Way(self, self._backend, self._client)
+        up.on_readable()
+
+    def stop(self) -> None:
+        """End at once; after the end it does nothing."""
+        if self._relay is not None:
+            self._relay.stop()
+        else:
+            self.fail(TransferStopped("the transfer was stopped"))
+
+    def fail(self, error: BaseException) -> None:
+        """End an exchange with *error*, as a relay that has ended with it."""
+        if self._ended is not None:
+            self._end_exchange()
+            self._become_relay(self._client, self._backend).fail(error)
+
+    def moved(self) -> None:
+        """A message has gone through an exchange."""
+        if self._watchdog is not None:
+            self._watchdog.touch()
+
+    def end_of(self, way: _Way) -> None:
+        """One way of an exchange has come to its end of file: pass it on, unless both have."""
+        way.stop()
+        if way is self._up:
+            self._up = None
+        elif way is self._down:
+            self._down = None
+        else:
+            return  # it has been stopped by the handler of a signal, within the step
+        if self._up is self._down:
+            self._end(None)
+            return
+        try:
+            _shutdown.half_close(way.sink)
+        except OSError as error:
+            self.fail(error.with_traceback(None))
+
+    def last(self, way: _Way, left: bytes) -> None:
+        """Go on as a relay, with what is *left* of *way*'s last message."""
+        ends: list[Any] = [self._client, self._backend]
+        if way is self._up:
+            ends[0] = SocketSource(way.source, _Held(left))
+        elif way is self._down:
+            ends[1] = SocketSource(way.source, _Held(left))
+        else:
+            return  # as above
+        self._end_exchange()
+        self._become_relay(*ends).start()
+
+    def abandon(self) -> None:
+        """Forward nothing any more (in a forked child)."""
+        self._up = self._down = None
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
+    def _become_relay(self, client: Any, backend: Any) -> ClosingRelay:
+        self._relay = relay = ClosingRelay(client, backend, **self._options)
+        relay.rawlink(self._end)
+        return relay
+
+    def _end(self, relay: Relay | None) -> None:
+        self._end_exchange()
+        self._relay = None
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(relay)
+
+    def _end_exchange(self) -> None:
+        up, down = self._up, self._down
+        self._up = self._down = None
+        if up is not None:
+            up.stop()
+        if down is not None:
+            down.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
+    def _timed_out(self) -> None:
+        self.fail(TimeoutError("timed out"))
+
+
+class _Held:
+    """What an exchange has received and not sent: the first bytes of a source."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def take_buffered(self, limit: int | None) -> bytes:
+        """Take all of it: a relay has no limit."""
+        data, self._data = self._data, b""
+        return data
+
+    def timed_out(self) -> None:
+        """Whoever has received it reads no more."""
+
+
+class _Way:
+    """One way of an exchange."""
+
+    __slots__ = (
+        "_buffer",
+        "_forwarding",
+        "_left",
+        "_receive",
+        "_send",
+        "_watcher",
+        "moved",
+        "sink",
+        "source",
+        "spliced",
+    )
+
+    def __init__(self, forwarding: Forwarding, source: LeanSocket, sink: LeanSocket) -> None:
+        self._forwarding: Forwarding | None = forwarding  # until the end
+        self.source = source
+        self.sink = sink
+        self._receive: Callable[[memoryview], int] = _gevent.raw_socket(source).recv_into
+        self._send: Callable[[memoryview], int] = _gevent.raw_socket(sink).send
+        self._buffer = _hub.resources().small_scratch
+        self._left = _MOST_MESSAGES
+        self.moved = self.spliced = 0
+        self._watcher = _gevent.read_watcher(source)
+        _gevent.start(self._watcher, self.on_readable)
+        _account.began(self)
+
+    def stop(self) -> None:
+        """Wait for nothing any more; a second call does nothing."""
+        if self._forwarding is not None:
+            self._forwarding = None
+            self._watcher.stop()
+            _account.ended(self)
+
+    def on_readable(self, events: int = 1) -> None:
+        """The source has a message, its end, or an error."""
+        forwarding = self._forwarding
+        if forwarding is None:
+            return
+        try:
+            try:
+                count = self._receive(self._buffer)
+            except BlockingIOError:
+                count = -1
+            except OSError as error:
+                forwarding.fail(error.with_traceback(None))
+                return
+            if count > 0:
+                self._pass_on(forwarding, count)
+            elif not count:
+                forwarding.end_of(self)
+            if events < 0 and self._forwarding is not None:
+                _gevent.restart(self._watcher, self.on_readable)
+        except BaseException:
+            forwarding.fail(TransferStopped("interrupted"))
+            raise
+
+    def _pass_on(self, forwarding: Forwarding, count: int) -> None:
+        data = self._buffer[:count]
+        try:
+            sent = self._send(data)
+        except OSError:
+            sent = 0  # the relay meets it again
+        self.moved += sent
+        self._left -= 1
+        if sent < count or count == _hub.SMALL_READ or not self._left:
+            forwarding.last(self, bytes(data[sent:]))
+        else:
+            forwarding.moved()
+
+    def throw(self, error: Any) -> None:
+        """Called by gevent before it closes or shuts down a socket that is waited for."""
+        if self._forwarding is not None:
+            self._forwarding.fail(error() if isinstance(error, type) else error)
+
+    def abandon(self) -> None:
+        """Move nothing any more, and tell nobody: in a forked child it is the parent's."""
+        if self._forwarding is not None:
+            self._forwarding.abandon()
+            self._forwarding = None
+        self._watcher.callback = self._stop_abandoned
+        self._receive = self._send = _do_nothing  # a handler of a signal may have forked in a step
+
+    def _stop_abandoned(self, events: int = 1) -> None:
+        """Called in the child, where the event loop is its own by now."""
+        self._watcher.stop()
+
+
+def _do_nothing(data: memoryview) -> int:
+    """What an abandoned way receives and sends by."""
+    raise BlockingIOError(errno.EAGAIN, "it is the parent's")
