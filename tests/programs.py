@@ -166,6 +166,26 @@ class Program:
             self.process.stdout.close()
 
 
+class Gunicorn(Program):
+    """A ``gunicorn`` that serves a WSGI application, with one of its own kinds of worker.
+
+    It is ended by SIGQUIT: at SIGTERM its workers take up to a second to notice.
+    """
+
+    def __init__(
+        self, kind: str, application: str, port: int, *options: str, cwd: Path, **environment: str
+    ) -> None:
+        super().__init__(
+            *(sys.executable, "-m", "gunicorn", "-k", kind, "-b", f"127.0.0.1:{port}"),
+            *(*options, "--graceful-timeout", "1", application),
+            cwd=cwd,
+            **environment,
+        )
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> int:
+        return super().stop(how)
+
+
 def python(*arguments: str | os.PathLike[str]) -> Program:
     return Program(sys.executable, *arguments)
 

@@ -404,7 +404,7 @@ def test_a_stalled_transfer_ends_by_its_idle_timeout_and_loses_nothing(
     ends: Ends, spawn: Spawn
 ) -> None:
     ends.source.feed(spawn, FLOOD)
-    transfer = ends.transfer(idle_timeout=5 * SHORT).start()
+    transfer = ends.transfer(idle_timeout=2 * SHORT).start()
     with pytest.raises(socket.timeout, match="timed out"):
         transfer.get(timeout=5)
     ends.assert_free()

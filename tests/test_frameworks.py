@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import ENVIRONMENT, PATIENCE, Program, free_port, wait_until
+from programs import ENVIRONMENT, PATIENCE, Gunicorn, Program, free_port, wait_until
 
 BODY = random.Random(34).randbytes(5_000_003)
 SERVERS = ("pywsgi", "gunicorn-gevent", "gunicorn-gevent_pywsgi")
@@ -98,13 +98,10 @@ def port(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             yield int(program.expect(r"listening on (\d+)")[1])
         return
     number = free_port()
-    program = Program(
-        *(sys.executable, "-m", "gunicorn", "-k", request.param.removeprefix("gunicorn-")),
-        *("-b", f"127.0.0.1:{number}", "applications:application", "--graceful-timeout", "1"),
-        cwd=directory,
-        **environment,
-    )
-    with program:
+    kind = request.param.removeprefix("gunicorn-")
+    with Gunicorn(
+        kind, "applications:application", number, cwd=directory, **environment
+    ) as program:
         program.expect("Booting worker")
         wait_until(lambda: answers(number), "gunicorn answers")
         yield number

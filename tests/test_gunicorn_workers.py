@@ -30,6 +30,7 @@ from peers import (
 )
 from programs import PATIENCE, Program, free_port
 
+from gsplice import gunicorn as gunicorn_module
 from gsplice.gunicorn import ServerWorker
 from gsplice.server import ForwardServer
 
@@ -78,18 +79,34 @@ def no_server(listener):
 """
 
 
+#: Between two signs of life a worker does not look whether it is to end.
 CONFIGURATION = """
+import gsplice.gunicorn
+
+gsplice.gunicorn._HEARTBEAT = {heartbeat}
+
+
 def post_worker_init(worker):
     worker.log.info("Booted: %s", worker.pid)
 """
+OWN_HEARTBEAT = gunicorn_module._HEARTBEAT
+SHORT_HEARTBEAT = 0.1
 
 
 class Gunicorn(Program):
     """A ``gunicorn``, and the connections to it."""
 
-    def __init__(self, directory: Path, worker: str, application: str, *options: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        worker: str,
+        application: str,
+        *options: str,
+        heartbeat: float = SHORT_HEARTBEAT,
+    ) -> None:
+        directory.mkdir(exist_ok=True)
         (directory / "applications.py").write_text(APPLICATIONS)
-        (directory / "gunicorn.conf.py").write_text(CONFIGURATION)
+        (directory / "gunicorn.conf.py").write_text(CONFIGURATION.format(heartbeat=heartbeat))
         super().__init__(
             # Not "-m gunicorn": to that it cannot re-execute itself.
             *(Path(sys.executable).with_name("gunicorn"), "-k", f"gsplice.gunicorn.{worker}"),
@@ -202,11 +219,14 @@ def gunicorn(tmp_path: Path, backend: int) -> Iterator[Callable[..., Gunicorn]]:
     }
     with contextlib.ExitStack() as started:
 
-        def start(worker: str, *options: str, application: str = "") -> Gunicorn:
+        def start(
+            worker: str, *options: str, application: str = "", heartbeat: float = SHORT_HEARTBEAT
+        ) -> Gunicorn:
             if "-b" not in options:
                 options = ("-b", LOOPBACK, *options)
             command = (worker, application or defaults[worker], "-w", "2", *options)
-            program = started.enter_context(Gunicorn(tmp_path, *command))
+            program = Gunicorn(tmp_path / worker, *command, heartbeat=heartbeat)
+            started.enter_context(program)
             program.wait_until_ready(1 if options[-2:] == ("-w", "1") else 2)
             if program.address is None:  # with --reuse-port the workers know it alone
                 host, _, port = options[options.index("-b") + 1].partition(":")
@@ -329,24 +349,29 @@ def test_connections_leave_no_file_open(worker: str, gunicorn: Any) -> None:
 
 
 def test_a_worker_whose_connections_never_pause_gives_signs_of_life(
-    worker: str, gunicorn: Any, spawn: Spawn
+    gunicorn: Any, spawn: Spawn
 ) -> None:
-    program = gunicorn(worker, "--timeout", "2")
-    before = program.workers()
-    sock, _ = program.dial()
-    pieces = [pattern(65536)] * 64
+    piece = pattern(65536)
 
-    def stream() -> None:
+    def send(sock: socket.socket) -> None:
         while True:
-            for piece in pieces:
-                sock.sendall(piece)
+            sock.sendall(piece)
 
-    spawn(stream)
-    with gevent.Timeout(5, False):  # more than twice the time-out
-        while receive(sock, 65536) == pattern(65536):
+    def take(sock: socket.socket) -> None:
+        while receive(sock, 65536) == piece:
             pass
-        pytest.fail("the stream has ended, or is not what was sent")
-    assert program.workers() == before
+
+    options = ("--timeout", "2")
+    programs = [gunicorn(name, *options, heartbeat=OWN_HEARTBEAT) for name in WORKERS]
+    before = [program.workers() for program in programs]
+    taking = []
+    for sock in [program.dial()[0] for program in programs]:
+        spawn(send, sock)
+        taking.append(spawn(take, sock))
+    # The arbiter looks once a second for workers to kill, whose time is over.
+    ended = gevent.joinall(taking, timeout=4, count=1)
+    assert not ended, "the stream has ended, or is not what was sent"
+    assert [program.workers() for program in programs] == before
 
 
 # How many.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from forks import pipes_of
 from peers import pattern
-from programs import ENVIRONMENT, PATIENCE, Program, free_port, wait_until
+from programs import ENVIRONMENT, PATIENCE, Gunicorn, free_port, wait_until
 
 WORKERS = 2
 SIZE = 1_200_003
@@ -91,9 +90,8 @@ def port(request: pytest.FixtureRequest, backend: int, tmp_path: Path) -> Iterat
     (tmp_path / "preloaded.py").write_text(APPLICATION)
     number = free_port()
     search = f"{Path(__file__).parent}:{ENVIRONMENT['PYTHONPATH']}"
-    program = Program(
-        *(sys.executable, "-m", "gunicorn", "--preload", "-w", str(WORKERS), "-k", request.param),
-        *("-b", f"127.0.0.1:{number}", "--graceful-timeout", "1", "preloaded:application"),
+    program = Gunicorn(
+        *(request.param, "preloaded:application", number, "--preload", "-w", str(WORKERS)),
         cwd=tmp_path,
         PYTHONPATH=search,
         BACKEND=str(backend),

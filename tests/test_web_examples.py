@@ -22,6 +22,7 @@ from programs import (
     ENVIRONMENT,
     PATIENCE,
     REPOSITORY,
+    Gunicorn,
     Program,
     free_port,
     installed,
@@ -165,9 +166,8 @@ def start_proxy(kind: str, directory: Path, backend: str) -> tuple[Program, int]
         )
         return program, int(program.expect(r"listening on (\d+)")[1])
     port = free_port()
-    program = Program(
-        *(sys.executable, "-m", "gunicorn", "-k", kind.removeprefix("gunicorn-")),
-        *("-b", f"127.0.0.1:{port}", "observed:application", "--graceful-timeout", "1"),
+    program = Gunicorn(
+        *(kind.removeprefix("gunicorn-"), "observed:application", port),
         cwd=directory,
         PYTHONPATH=path,
         BACKEND=backend,
