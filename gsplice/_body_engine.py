@@ -74,10 +74,6 @@ class BodyEngine:
         self._pump.prepare()
         self._source.body.prepare()
 
-    def end_sink(self) -> None:
-        """Tell the sink's peer that no more bytes will come."""
-        self._sink.end()
-
     def sends_on(self) -> GeventSocket | None:
         """Return the socket in whose send queue bytes wait, if there is one."""
         return self._sink.sends_on()

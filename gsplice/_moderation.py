@@ -148,9 +148,8 @@ class Moderation:
             self._timer.again(self._due, update=False)
 
     def pause(self) -> None:
-        """Nothing waits for the source now; `wait` goes on."""
-        if self._mark:
-            self._timer.stop()
+        """Nothing waits for the source now, though the timer has fired; `wait` goes on."""
+        self._timer.stop()
 
     def abandon(self) -> None:
         """Never fire again, and leave the socket alone: in a forked child it is the parent's."""

@@ -140,8 +140,7 @@ def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
 def _lost_client(handler: Any, error: OSError) -> None:
     """Have the log say what it says where the server's own ``sendall`` fails."""
     handler.status = f"socket error: {error}"
-    if handler.code > 0:
-        handler.code = -handler.code
+    handler.code = -abs(handler.code)
 
 
 def _joined(handler: Any) -> contextlib.AbstractContextManager[None]:

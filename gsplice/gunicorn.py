@@ -65,9 +65,9 @@ class _Worker(GeventWorker):
         """Accept no more, and end when all connections have, or have had their time."""
         deadline = time.monotonic() + self.cfg.graceful_timeout
         stopping = [gevent.spawn(server.stop, self.cfg.graceful_timeout) for server in self.servers]
-        while not all(greenlet.ready() for greenlet in stopping):
+        self.notify()
+        while len(gevent.joinall(stopping, timeout=pause)) < len(stopping):
             self.notify()
-            gevent.joinall(stopping, timeout=pause)
         if time.monotonic() >= deadline:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
 

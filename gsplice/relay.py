@@ -178,15 +178,22 @@ class _Leg(Transfer):
     def take_what_has_come(self) -> None:
         """Move what the source's kernel has received already, as far as it goes without a wait."""
         self.start()
-        assert isinstance(self._engine, Direction)
-        self._engine.take_what_has_come()
+        self._direction().take_what_has_come()
+
+    def end_sink(self) -> None:
+        """Tell the sink's peer that no more bytes will come."""
+        self._direction().end_sink()
+
+    def _direction(self) -> Direction:
+        assert isinstance(self._engine, Direction)  # no message's body is both source and sink
+        return self._engine
 
     def ended(self, error: BaseException | None) -> None:
         """Take note of the engine's end, and tell the relay."""
         super().ended(error)
         relay, self._relay = self._relay, None  # so that a relay that is over is no cycle
-        if relay is not None:
-            relay.leg_ended(self, error)
+        assert relay is not None
+        relay.leg_ended(self, error)
 
 
 def relay(
@@ -218,7 +225,7 @@ def relay(
     return Relay(a, b, idle_timeout=idle_timeout, mode=mode, moderation=moderation).run()
 
 
-def _pass_on_end(leg: Transfer) -> Exception | None:
+def _pass_on_end(leg: _Leg) -> Exception | None:
     """Tell the sink's peer that *leg* has ended; return what went wrong."""
     try:
         leg.end_sink()

@@ -105,10 +105,6 @@ class Transfer(Task):
     def _is_for_the_caller(self) -> bool:
         return self._idle_timeout is None and not self._started and not self.ready()
 
-    def end_sink(self) -> None:
-        """Tell the sink's peer that no more bytes will come."""
-        self._engine.end_sink()
-
     def _begin(self) -> None:
         try:
             self._engine.prepare()
