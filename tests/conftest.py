@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -134,6 +136,20 @@ def backend() -> Iterator[str]:
     server.start()
     yield f"127.0.0.1:{server.server_port}"
     server.stop(0)
+
+
+@pytest.fixture
+def no_fd_left() -> Iterator[Callable[[], None]]:
+    """Have the process at its limit of fds, from a call to the end of the test."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def lower_the_limit() -> None:
+        with open(os.devnull) as probe:
+            lowest_free = probe.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+
+    yield lower_the_limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,3 +229,9 @@ def test_everything_public_is_there() -> None:
     assert names <= set(gsplice.__all__)
     for name in gsplice.__all__:
         assert getattr(gsplice, name).__doc__, f"{name} says nothing"
+
+
+def test_to_import_any_module_does_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    for path in MODULES:
+        importlib.import_module(f"gsplice.{name_of(path)}")
+    assert capfd.readouterr() == ("", "")

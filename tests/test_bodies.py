@@ -54,6 +54,12 @@ def head(length: int | None) -> bytes:
     return f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode()
 
 
+def gunicorn_body_on(source: socket.socket) -> Any:
+    """Return the body of a request of which gunicorn has read the head."""
+    unreader = gunicorn.http.unreader.SocketUnreader(source)
+    return gunicorn.http.body.Body(gunicorn.http.body.LengthReader(unreader, SIZE))
+
+
 @pytest.mark.parametrize("length", [SIZE, None], ids=["by-length", "until-end-of-file"])
 @pytest.mark.parametrize("count", [None, SIZE, SIZE - 1, 100_000, 10])
 def test_count_stops_where_it_says(
@@ -140,6 +146,17 @@ def test_a_small_body_is_just_read_unless_splicing_is_asked_for(
     assert transfer.spliced > 0
 
 
+def test_a_body_on_a_socket_in_non_blocking_mode_is_read_by_its_own_method(line: MakeLine) -> None:
+    client, source, sink, backend = line()
+    client.sendall(head(5) + b"hello")
+    response = response_on(source)
+    source.setblocking(False)
+    assert not gsplice.can_splice(response, sink)
+    assert gsplice.copy(response, sink) == 5
+    assert receive(backend, 5) == b"hello"
+    response.close()
+
+
 def test_a_subclass_is_used_by_its_own_methods(line: MakeLine, spawn: Spawn) -> None:
     class Upper(http.client.HTTPResponse):
         def read1(self, n: int = -1) -> bytes:
@@ -216,6 +233,10 @@ def test_an_object_without_what_is_needed_later_is_not_seen_through(
     assert not gsplice.can_splice(body, sink)
     response.close()
     body.rfile.close()
+    body = gunicorn_body_on(source)
+    assert gsplice.can_splice(body, sink)
+    body.reader.unreader.buf = bytearray()  # as if gunicorn kept them in another way
+    assert not gsplice.can_splice(body, sink)
 
 
 def test_an_object_that_cannot_be_told_is_an_error_and_no_hang(
@@ -250,8 +271,7 @@ def urllib3_body(source: socket.socket) -> Any:
 def gunicorn_body(source: socket.socket) -> Any:
     """Return gunicorn's, which is that of a request: here its head is skipped."""
     assert receive(source, len(head(SIZE))) == head(SIZE)
-    unreader = gunicorn.http.unreader.SocketUnreader(source)
-    return gunicorn.http.body.Body(gunicorn.http.body.LengthReader(unreader, SIZE))
+    return gunicorn_body_on(source)
 
 
 MakeBody: TypeAlias = Callable[[socket.socket], Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import socketserver
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,11 +24,13 @@ from peers import (
     Spawn,
     pattern,
     peeked,
+    poll,
     receive,
     send_and_end,
     tls_contexts,
     wait_until,
     waits_to_read,
+    waits_to_write,
 )
 
 import gsplice
@@ -950,3 +953,35 @@ def test_a_source_that_miscounts_is_an_error(said: int) -> None:
 
     with pytest.raises(ValueError, match=f"says that it put {said} bytes"):
         gsplice.copy(Miscounting(), io.BytesIO())
+
+
+# The number of an option and of a flag that the socket module lacks (linux/socket.h).
+SO_ZEROCOPY, MSG_ZEROCOPY = 60, 0x4000000
+
+
+def with_a_notice(sender: socket.socket, receiver: socket.socket) -> None:
+    """Have a notice in the error queue of *sender*: its owner has sent without a copy, before."""
+    sender.setsockopt(socket.SOL_SOCKET, SO_ZEROCOPY, 1)
+    sender.send(b"x", MSG_ZEROCOPY)
+    assert receive(receiver, 1) == b"x"
+    wait_until(lambda: poll(sender) & select.POLLERR)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["socket", "file"])
+def test_a_notice_in_the_error_queue_of_a_socket_is_no_error_of_it(
+    line: MakeLine, spawn: Spawn, tmp_path: Path, kind: str, mode: str
+) -> None:
+    client, source, sink, backend = line()
+    with_a_notice(source, client)
+    with_a_notice(sink, backend)
+    data = pattern(MORE_THAN_BUFFERS)
+    (tmp_path / "file").write_bytes(data)
+    spawn(send_and_end, client, data)
+    with open(tmp_path / "file", "rb") as file:
+        transfer = gsplice.Transfer(source if kind == "socket" else file, sink, mode=mode).start()
+        wait_until(lambda: waits_to_write(sink))
+        assert receive(backend, len(data)) == data
+        assert transfer.get(timeout=5) == len(data)
+        if kind == "file":
+            receive(source)

@@ -233,6 +233,7 @@ def test_a_process_that_ends_before_it_listens_is_reported_with_what_it_said() -
     try:
         with pytest.raises(DemoError, match=r"^the backend has ended: .*No module named .*no_such"):
             child.wait_until_ready()
+        child._process.wait(PATIENCE)  # now it cannot even be asked
         with pytest.raises(DemoError, match=r"^the backend has ended: "):
             child.read()
     finally:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gevent
@@ -68,17 +67,11 @@ def test_pipes_that_come_back_are_used_again(line: MakeLine, spawn: Spawn) -> No
     assert gsplice.stats().spliced > before.spliced
 
 
-def test_really_no_fd_left(line: MakeLine, spawn: Spawn) -> None:
+def test_really_no_fd_left(line: MakeLine, spawn: Spawn, no_fd_left: Callable[[], None]) -> None:
     ends = line()
     before = gsplice.stats()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(os.devnull) as probe:
-        lowest_free = probe.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
-    try:
-        copied_whole(ends, spawn)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    no_fd_left()
+    copied_whole(ends, spawn)
     assert set(new_fallbacks(before)) == {"EMFILE"}
 
 

@@ -32,9 +32,12 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
+from test_moderation import Stream
 
 import gsplice
 from gsplice import _kernel
+from gsplice._moderation import PATIENCE
+from gsplice._pump import Pump
 
 # That the process has threads is no news: the hub's own.
 THREADS_ARE_NO_NEWS = "error,ignore::DeprecationWarning"
@@ -57,6 +60,13 @@ def move_own_bytes(key: int, mode: str = "splice") -> None:
     close(*own)
 
 
+class Methods:
+    """Something that is read by its own method alone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.recv = sock.recv
+
+
 class Parent:
     """A process with a transfer in the state that a test is about."""
 
@@ -68,7 +78,10 @@ class Parent:
             self.line, _ = line_with_client_in_thread(self.data)
         self.is_empty = state == "pipe-empty"
         mode = "copy" if state == "copy-stalled" else "splice"
-        self.transfer = gsplice.Transfer(self.line.source, self.line.sink, mode=mode).start()
+        source: Any = self.line.source
+        if state == "methods-stalled":
+            source = Methods(source)
+        self.transfer = gsplice.Transfer(source, self.line.sink, mode=mode).start()
         self.told: list[Any] = []
         self.transfer.rawlink(self.told.append)
         if self.is_empty:
@@ -111,7 +124,7 @@ def forked_in_the_middle() -> None:
     move_own_bytes(5)
 
 
-@pytest.mark.parametrize("state", ["pipe-empty", "pipe-full", "copy-stalled"])
+@pytest.mark.parametrize("state", ["pipe-empty", "pipe-full", "copy-stalled", "methods-stalled"])
 @pytest.mark.parametrize("fork", ["os.fork", "gevent.fork"])
 def test_a_fork_in_the_middle_of_a_transfer(fork: str, state: str) -> None:
     run_alone(forked_in_the_middle, FORK=fork, STATE=state, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
@@ -266,6 +279,67 @@ def forked_between_two_system_calls() -> None:
 @pytest.mark.parametrize("way", ["between_recv_and_send", "between_splices", "before_sendfile"])
 def test_a_fork_by_a_signal_handler_in_the_middle_of_a_round_sends_nothing_twice(way: str) -> None:
     run_alone(forked_between_two_system_calls, WAY=way, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+def forked_beside_a_copy_of_a_callers() -> None:
+    """Fork while another greenlet is in `copy`, by methods of an object (for the test below)."""
+    data = pattern(MORE_THAN_BUFFERS, 8)
+    line, _ = line_with_client_in_thread(data)
+    caller = gevent.spawn(gsplice.copy, Methods(line.source), line.sink)
+    wait_until(lambda: waits_to_write(line.sink))
+    assert gsplice.stats().active == 1
+
+    def work() -> None:
+        assert gsplice.stats() == (0, 0, 0, 0, 0, {})
+
+    wait = in_child(work, fork_gevent)
+    assert receive(line.backend, len(data)) == data
+    assert caller.get(timeout=20) == len(data)
+    wait()
+    assert gsplice.stats().copied == len(data)
+    close(*line)
+
+
+def test_a_fork_beside_a_copy_that_its_caller_runs_counts_it_in_the_parent_alone() -> None:
+    run_alone(forked_beside_a_copy_of_a_callers, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+def forked_while_moderated() -> None:
+    """Fork while a byte may wait for company (for the test below)."""
+    line, due = Line(*connected(), *connected()), []
+    original = Pump.on_due
+
+    def on_due(self: Pump) -> None:
+        due.append(os.getpid())
+        original(self)
+
+    Pump.on_due = on_due  # type: ignore[method-assign]
+    transfer = gsplice.Transfer(line.source, line.sink, moderation=0.1).start()
+    stream = Stream(line)
+    stream.write_until_moderated()
+    slow = Line(*connected(), *connected())
+    slowly = gsplice.Transfer(slow.source, slow.sink, moderation=0.1).start()
+    for _ in range(2 * PATIENCE):  # looked at, and left as it is
+        slow.client.sendall(b"x")
+        assert receive(slow.backend, 1) == b"x"
+        gevent.sleep(0.001)
+
+    def work() -> None:
+        gevent.sleep(0.2)  # twice the bound
+        assert os.getpid() not in due
+
+    wait = in_child(work, fork_gevent)
+    stream.write(100)
+    line.client.shutdown(socket.SHUT_WR)
+    assert receive(line.backend, len(stream.sent)) == stream.sent
+    assert transfer.get(timeout=20) == len(stream.sent)
+    wait()
+    slowly.stop()
+    close(*line, *slow)
+
+
+def test_the_timer_of_a_moderated_transfer_is_the_parents_alone() -> None:
+    run_alone(forked_while_moderated, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
 
 
 # Threads.

@@ -74,6 +74,10 @@ class Echo(StreamServer):
         handle(client, address)
 
 
+def echo(**options):
+    return partial(Echo, **options)
+
+
 def no_server(listener):
     return listener.getsockname()
 """
@@ -392,8 +396,11 @@ def test_one_more_than_worker_connections_waits_until_another_leaves(
         exchange(second)
 
 
-def test_a_server_with_a_limit_of_its_own_keeps_it(gunicorn: Any, backend: int) -> None:
-    application = f"forwarder({backend}, max_connections=2)"
+@pytest.mark.parametrize("application", ["forwarder({}, max_connections=2)", "echo(spawn=2)"])
+def test_a_server_with_a_limit_of_its_own_keeps_it(
+    application: str, gunicorn: Any, backend: int
+) -> None:
+    application = application.format(backend)
     options = ("--worker-connections", "1", "-w", "1")
     program = gunicorn("ServerWorker", *options, application=application)
     for _ in range(2):

@@ -121,6 +121,20 @@ def test_the_end_of_file_is_not_delayed(stream: Stream) -> None:
     assert time.monotonic() - began < SLACK
 
 
+def test_the_end_of_file_that_the_timer_meets_first_is_an_end_like_any(
+    stream: Stream, spawn: Spawn
+) -> None:
+    received = spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=LONG_BOUND).start()
+    stream.write_until_moderated()
+    stream.line.client.shutdown(socket.SHUT_WR)
+    transfer._engine.on_due()  # a hub that was late calls timers before sockets
+    assert transfer.get(timeout=5) == len(stream.sent)
+    assert mark(stream.line.source) == 1
+    stream.line.sink.shutdown(socket.SHUT_WR)
+    assert received.get() == stream.sent
+
+
 def test_an_exchange_of_requests_and_responses_is_never_moderated(
     line: MakeLine, spawn: Spawn
 ) -> None:
@@ -188,6 +202,25 @@ def test_a_kernel_without_the_options_costs_no_transfer_and_leaves_the_users_mar
         assert transfer.get(timeout=5) == len(stream.sent)
     assert unknown.reached
     assert mark(stream.line.source) == 300
+    stream.line.sink.shutdown(socket.SHUT_WR)
+    assert received.get() == stream.sent
+
+
+def test_a_kernel_that_does_not_count_what_it_sends_costs_no_transfer_and_sets_no_mark(
+    stream: Stream, spawn: Spawn
+) -> None:
+    received = spawn(receive, stream.line.backend)
+    brief = always("getsockopt", lambda *_: bytes(104))  # tcp_info as it was before Linux 4.6
+    with injected(brief, sockets=[stream.line.source]):
+        transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+        for _ in range(50):
+            if not brief.reached:
+                stream.write(100)
+        stream.write(200)
+        assert brief.calls == 1, "it is not asked again"
+        stream.line.client.shutdown(socket.SHUT_WR)
+        assert transfer.get(timeout=5) == len(stream.sent)
+    assert mark(stream.line.source) == 1
     stream.line.sink.shutdown(socket.SHUT_WR)
     assert received.get() == stream.sent
 

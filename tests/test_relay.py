@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections.abc import Callable
 
 import gevent
 import pytest
 from gevent import socket, ssl
+from gevent.event import Event
 from peers import (
     MODES,
     MORE_THAN_BUFFERS,
     MakeLine,
     Spawn,
+    is_readable,
     pattern,
     peeked,
     poll,
@@ -248,3 +251,81 @@ def test_spliced_share(line: MakeLine, spawn: Spawn, mode: str) -> None:
     assert (relay.down.spliced > 0) is (mode == "splice")
     assert relay.spliced == relay.up.spliced + relay.down.spliced
     relay.stop()
+
+
+class Ear:
+    """An end that is no socket: it hears everything, and says nothing until it has."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self._all_heard = Event()
+        self.heard = b""
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        self.heard += data
+        if len(self.heard) == self._expected:
+            self._all_heard.set()
+
+    def recv(self, limit: int) -> bytes:
+        self._all_heard.wait()
+        return b""
+
+
+def test_an_end_that_is_no_socket_needs_no_word_of_the_end_of_file(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, a, _, _ = line()
+    data = pattern(300_000)
+    spawn(send_and_end, client, data)
+    ear = Ear(len(data))
+    assert gsplice.relay(a, ear) == (len(data), 0)
+    assert ear.heard == data
+    assert receive(client) == b"", "the end that it has met goes the other way"
+
+
+def test_a_tls_socket_whose_session_has_ended_is_ended_as_a_plain_one(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    client, a, b, backend = line("tcp", "tls")
+    unwrapping = spawn(backend.unwrap)
+    b.unwrap()
+    plain = unwrapping.get()
+    spawn(send_and_end, client, b"no secret")
+    relaying = spawn(gsplice.relay, a, b)
+    assert receive(plain) == b"no secret"
+    plain.close()
+    assert relaying.get() == (9, 0)
+
+
+def test_at_the_fd_limit_the_end_of_tls_is_told_by_the_end_of_the_stream_alone(
+    line: MakeLine, spawn: Spawn, no_fd_left: Callable[[], None]
+) -> None:
+    client, a, b, backend = line("tcp", "tls")
+    relay = gsplice.Relay(a, b).start()
+    client.sendall(b"hello")
+    assert receive(backend, 5) == b"hello"
+    no_fd_left()
+    client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: is_readable(backend))
+    backend.sendall(b"still here")
+    assert receive(client, 10) == b"still here"
+    backend.suppress_ragged_eofs = False
+    with pytest.raises(ssl.SSLEOFError):
+        backend.recv(1)
+    relay.stop()
+
+
+@each_mode
+def test_when_both_sides_have_gone_each_direction_keeps_what_it_had_taken(
+    line: MakeLine, mode: str
+) -> None:
+    client, a, b, backend = line()
+    relay = gsplice.Relay(a, b, mode=mode).start()
+    client.sendall(b"request")
+    backend.sendall(b"answer")
+    reset(client)
+    reset(backend)
+    with pytest.raises(ConnectionResetError):
+        relay.get(timeout=5)
+    assert (relay.up.undelivered, relay.down.undelivered) == (b"request", b"answer")
+    assert relay.moved == 0

@@ -230,12 +230,12 @@ def test_a_callable_target_that_returns_no_socket_costs_that_client_its_connecti
     hub_errors.clear()
 
 
-@pytest.mark.parametrize("result", [ValueError("a bug"), "no socket", None])
+@pytest.mark.parametrize("result", [ValueError("a bug"), gevent.Timeout(), "no socket", None])
 def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
     result: Any, forward: Any, dial: Any, hub_errors: list[Any]
 ) -> None:
     def target(_: Any) -> Any:
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             raise result
         return result
 
@@ -264,6 +264,7 @@ def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
         ("x", {"max_connections": 1.5}, TypeError, "max_connections must be an int"),
         ("x", {"mode": "fast"}, ValueError, "mode must be 'auto', 'splice' or 'copy', not 'fast'"),
         ("x", {"moderation": -1}, ValueError, "moderation must not be negative"),
+        ("x", {"moderation": float("inf")}, ValueError, "moderation must not be infinite"),
         ("x", {"moderation": "1"}, TypeError, "moderation must be a number of seconds"),
     ],
 )

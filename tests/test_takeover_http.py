@@ -10,7 +10,9 @@ import http.client
 import io
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import socketpair as standard_socketpair
 from typing import Any
 
 import gevent
@@ -393,6 +395,51 @@ def test_a_send_of_the_users_own_sees_every_block_of_a_body(
     body = sent.partition(b"\r\n\r\n")[2]
     chunked = b"Transfer-Encoding: chunked" in sent
     assert (decoded(body) if chunked else body) == (BODY[3:] if kind == "file" else BODY)
+
+
+@pytest.mark.parametrize("kind", ["file", "text", "reader", "response", "bytes"])
+def test_send_of_a_body_on_a_connection_that_is_there(
+    kind: str, tmp_path: Path, spawn: Spawn
+) -> None:
+    def scenario() -> Any:
+        client, server = connected()
+        connection = connection_to(client)
+        received = spawn(receive, server)
+        body, opened = source_of(kind, tmp_path, spawn)
+        result = outcome(lambda: connection.send(body))
+        position = body.tell() if kind == "file" else None
+        connection.close()
+        sent = received.get()
+        for thing in [*opened, server]:
+            thing.close()
+        return result, position, sent
+
+    result, _, sent = before_and_after(scenario)
+    assert result == ("returned", None)
+    assert kind == "text" or sent == (BODY[3:] if kind == "file" else BODY)
+
+
+@pytest.mark.parametrize("why", ["it prints what it sends", "its socket is not gevent's"])
+def test_a_connection_that_has_to_see_each_block_itself_does(
+    why: str, tmp_path: Path, spawn: Spawn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scenario() -> Any:
+        client, server = standard_socketpair() if "gevent" in why else connected()
+        connection = connection_to(client)
+        connection.set_debuglevel(int("prints" in why))
+        body, opened = source_of("file", tmp_path, spawn)
+        with ThreadPoolExecutor(1) as beside:
+            received = (beside.submit if "gevent" in why else spawn)(receive, server)
+            connection.request("PUT", "/", body, {"Content-Length": str(SIZE - 3)})
+            connection.close()
+            sent = (received.result if "gevent" in why else received.get)()
+        for thing in [*opened, server]:
+            thing.close()
+        return sent, capsys.readouterr().out
+
+    sent, printed = before_and_after(scenario)
+    assert sent.partition(b"\r\n\r\n")[2] == BODY[3:]
+    assert bool(printed) == ("prints" in why)
 
 
 def test_send_connects_by_itself_or_says_why_not(tmp_path: Path, spawn: Spawn) -> None:

@@ -7,8 +7,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from configparser import ConfigParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -208,6 +210,74 @@ def find_before_the_import() -> None:
 
 def test_a_library_can_be_looked_for_before_it_is_imported() -> None:
     assert run_alone(find_before_the_import) == "found\n"
+
+
+@pytest.fixture
+def other_gunicorn(tmp_path: Path) -> Path:
+    """Make a package that is called gunicorn, and has no module ``http.wsgi``."""
+    (tmp_path / "gunicorn" / "http").mkdir(parents=True)
+    for package in ("gunicorn", "gunicorn/http"):
+        (tmp_path / package / "__init__.py").touch()
+    return tmp_path
+
+
+def import_what_is_not_there() -> None:
+    """Import a module for which a takeover waits, in a process of its own."""
+    gsplice.patch_all()
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'gunicorn.http.wsgi'"):
+        import gunicorn.http.wsgi  # noqa: F401
+    assert gsplice.is_patched("gunicorn"), "it still waits"
+    gsplice.unpatch_all()
+    print("done")
+
+
+def test_a_library_that_is_not_there_is_missed_as_without_a_takeover(other_gunicorn: Path) -> None:
+    assert run_alone(import_what_is_not_there, other_gunicorn) == "done\n"
+
+
+def import_a_mere_directory() -> None:
+    """Import a package without an ``__init__``, which has no loader when it is found."""
+    gsplice.patch_all()
+    import gunicorn.http.wsgi
+
+    assert not hasattr(gunicorn.http.wsgi, "Response")
+    assert gsplice.is_patched("gunicorn"), "it still waits"
+    gsplice.unpatch_all()
+    print("done")
+
+
+def test_a_directory_of_the_librarys_name_is_left_alone(other_gunicorn: Path) -> None:
+    (other_gunicorn / "gunicorn" / "http" / "wsgi").mkdir()
+    assert run_alone(import_a_mere_directory, other_gunicorn) == "done\n"
+
+
+def loaded_by_hand(name: str, before: Callable[[], None] = lambda: None) -> ModuleType:
+    """Load a module as some tools do: found, made and run, with no word to the import system."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = ModuleType(name)
+    before()
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_by_hand() -> None:
+    """Load a library beside the import system, in a process of its own."""
+    gsplice.patch_all()
+    module = loaded_by_hand("gunicorn.http.wsgi")
+    assert module.Response.write_file.__wrapped__
+    gsplice.unpatch_all()
+    assert not hasattr(module.Response.write_file, "__wrapped__")
+    gsplice.patch_all()
+    module = loaded_by_hand("gunicorn.http.wsgi", before=gsplice.unpatch_all)
+    assert not hasattr(module.Response.write_file, "__wrapped__"), "it was turned off meanwhile"
+    assert not gsplice.is_patched("gunicorn")
+    print("done")
+
+
+def test_a_library_that_is_loaded_by_hand_is_taken_over_as_well() -> None:
+    assert run_alone(load_by_hand) == "done\n"
 
 
 # The plugin, as gevent finds it in an installed package.

@@ -17,11 +17,13 @@ from wsgiref.validate import validator
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
-from peers import Spawn, connected, pattern, receive, send_and_end, wait_until
+from peers import Spawn, connected, pattern, receive, reset, send_and_end, wait_until
 
 import gsplice
 import gsplice.pywsgi
+from gsplice._addresses import bound
 from gsplice.takeover import unpatch_all
 
 SIZE = 1_200_003
@@ -350,6 +352,61 @@ def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any])
             assert client.recv(100)
         wait_until(lambda: log)
         assert made[0].closed == 1
+
+
+def test_a_server_at_a_unix_socket_sends_a_file_and_answers_the_next_request(
+    with_wrapper: dict[str, Any], tmp_path: Path
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(SIZE))])
+        return environ["wsgi.file_wrapper"](file_at(tmp_path))
+
+    listener = bound(socket.AF_UNIX, str(tmp_path / "socket"), 5)
+    server = WSGIServer(listener, application, log=Log(), **with_wrapper)
+    server.start()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(tmp_path / "socket"))
+        for _ in range(2):
+            before = gsplice.stats().spliced
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            response = http.client.HTTPResponse(sock)
+            response.begin()
+            assert response.read() == BODY
+            assert gsplice.stats().spliced - before == SIZE
+    server.stop()
+
+
+def test_a_backend_that_resets_in_the_middle_is_not_logged_as_an_error_of_the_client(
+    with_wrapper: dict[str, Any],
+) -> None:
+    half_sent = Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        backend, ours = connected()
+        backend.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+        backend.sendall(BODY[:200_000])
+
+        def fail() -> None:
+            half_sent.wait()
+            reset(backend)
+
+        gevent.spawn(fail)
+        response = http.client.HTTPResponse(ours)
+        response.begin()
+        ours.close()
+        start_response("200 OK", [("Content-Length", str(SIZE))])
+        return environ["wsgi.file_wrapper"](response)
+
+    with serving(application, **with_wrapper) as (port, log):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            head, _, body = receive(client, 200_000).partition(b"\r\n\r\n")
+            half_sent.set()
+            body += receive(client)
+        wait_until(lambda: log)
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert body == BODY[:200_000]
+    assert '" 200 ' in log[0]
 
 
 def test_an_error_before_the_first_byte_is_an_answer_of_its_own(

@@ -294,6 +294,25 @@ def test_stop_while_start_still_flushes_the_writer(
         assert gsplice.stats().active == 0
 
 
+def test_kill_of_a_caller_while_the_writer_is_still_flushed_ends_it(
+    line: MakeLine, spawn: Spawn
+) -> None:
+    ends = line("unix")
+    small_buffers(ends.sink)
+    with ends.sink.makefile("wb", 1_000_000) as writer:
+        writer.write(pattern(900_000))
+        ends.client.sendall(b"hello")
+        transfer = gsplice.Transfer(ends.source, writer)
+        caller = spawn(transfer.run)
+        wait_until(lambda: waits_to_write(ends.sink))
+        caller.kill(timeout=5)
+        assert isinstance(caller.value, gevent.GreenletExit)
+        assert isinstance(transfer.exception, gevent.GreenletExit)
+        assert receive(ends.source, 5) == b"hello"
+        assert gsplice.stats().active == 0
+        spawn(receive, ends.backend)  # what is left in the writer goes out as it is closed
+
+
 def test_stop_leaves_a_file_where_the_last_byte_was(line: MakeLine, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(pattern(5_000_000))

@@ -1,0 +1,64 @@
+"""gunicorn's ``Response.write_file``: what is spliced, and what goes out all the same."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gevent import socket
+from gunicorn.config import Config
+from gunicorn.http.wsgi import FileWrapper, Response
+from peers import MakeLine, Spawn, decoded, pattern, receive, send_and_end
+
+import gsplice
+from gsplice.takeover import unpatch_all
+
+SIZE = 1_200_003
+BODY = pattern(SIZE, 41)
+
+
+def answer(sock: socket.socket, body: Any, length: int | None, **settings: Any) -> None:
+    """Answer a request as a worker does, with *body* in a wrapper."""
+    configuration = Config()
+    for name, value in settings.items():
+        configuration.set(name, value)
+    request = SimpleNamespace(method="GET", version=(1, 1), should_close=lambda: True)
+    response = Response(request, sock, configuration)
+    response.start_response("200 OK", [] if length is None else [("Content-Length", str(length))])
+    response.write_file(FileWrapper(body))
+    response.close()
+    sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("sendfile", [None, False], ids=["", "no-sendfile"])
+@pytest.mark.parametrize("length", [SIZE, None], ids=["with-length", "chunked"])
+def test_the_setting_that_forbids_sendfile_forbids_to_splice(
+    line: MakeLine, spawn: Spawn, length: int | None, sendfile: bool | None
+) -> None:
+    gsplice.patch_gunicorn()
+    peer, source, client, receiver = line()
+    spawn(send_and_end, peer, BODY)
+    received = spawn(receive, receiver)
+    before = gsplice.stats()
+    with source.makefile("rb") as body:
+        answer(client, body, length, sendfile=sendfile)
+    _, _, sent = received.get().partition(b"\r\n\r\n")
+    assert (decoded(sent) if length is None else sent) == BODY
+    assert (gsplice.stats().spliced > before.spliced) == (sendfile is None)
+    unpatch_all()
+
+
+@pytest.mark.parametrize("length", [0, None], ids=["with-length", "chunked"])
+def test_a_backend_that_has_nothing_to_say_is_an_answer_without_a_body(
+    line: MakeLine, spawn: Spawn, length: int | None
+) -> None:
+    gsplice.patch_gunicorn()
+    peer, source, client, receiver = line()
+    peer.shutdown(socket.SHUT_WR)
+    received = spawn(receive, receiver)
+    answer(client, source, length)
+    head, _, sent = received.get().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert sent == (b"0\r\n\r\n" if length is None else b"")
+    unpatch_all()
