@@ -65,9 +65,10 @@ class _Worker(GeventWorker):
         """Accept no more, and end when all connections have, or have had their time."""
         deadline = time.monotonic() + self.cfg.graceful_timeout
         stopping = [gevent.spawn(server.stop, self.cfg.graceful_timeout) for server in self.servers]
-        self.notify()
-        while len(gevent.joinall(stopping, timeout=pause)) < len(stopping):
-            self.notify()
+        for greenlet in stopping:
+            while not greenlet.ready():
+                self.notify()
+                greenlet.join(pause)
         if time.monotonic() >= deadline:
             self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
 
