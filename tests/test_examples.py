@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import signal
 import socket
 import ssl
 import struct
@@ -36,11 +37,13 @@ LOCALHOST = "127.0.0.1"
 
 
 @contextmanager
-def example(name: str, *arguments: str) -> Iterator[tuple[Program, int]]:
+def example(
+    name: str, *arguments: str, end: signal.Signals = signal.SIGTERM
+) -> Iterator[tuple[Program, int]]:
     """The running example and its port; that it ends without a traceback is checked here."""
     with python(EXAMPLES / name, *arguments) as program:
         yield program, int(program.expect(r"listening on \S+:(\d+)")[1])
-        program.stop()
+        program.stop(end)
         assert "Traceback" not in program.output
 
 
@@ -199,9 +202,9 @@ def test_echo_server_outlives_a_client_that_resets_and_keeps_no_file_open():
 def test_gunicorn_forwarder_carries_both_directions_exactly_in_a_worker(beside):
     up, down = PAYLOAD, PAYLOAD[::-1]
     with listening() as listener:
-        target = f"127.0.0.1:{port_of(listener)}"
+        arguments = "127.0.0.1:0", f"127.0.0.1:{port_of(listener)}", "--workers", "1"
         with (
-            example("gunicorn_forwarder.py", "127.0.0.1:0", target, "--workers", "1") as (_, port),
+            example("gunicorn_forwarder.py", *arguments, end=signal.SIGQUIT) as (_, port),
             connect(port) as client,
             accept(listener) as backend,
         ):

@@ -315,14 +315,14 @@ def forked_while_moderated() -> None:
 
     Pump.on_due = on_due  # type: ignore[method-assign]
     transfer = gsplice.Transfer(line.source, line.sink, moderation=0.1).start()
-    stream = Stream(line)
-    stream.write_until_moderated()
     slow = Line(*connected(), *connected())
     slowly = gsplice.Transfer(slow.source, slow.sink, moderation=0.1).start()
     for _ in range(2 * PATIENCE):  # looked at, and left as it is
         slow.client.sendall(b"x")
         assert receive(slow.backend, 1) == b"x"
         gevent.sleep(0.001)
+    stream = Stream(line)
+    stream.write_until_moderated()
 
     def work() -> None:
         gevent.sleep(0.2)  # twice the bound

@@ -126,6 +126,10 @@ class Gunicorn(Program):
         """Wait until it listens, or is to listen, and has started its workers."""
         found = self.expect(r"Listening at: (?:https?://(\S+):(\d+)|unix:(\S+))? \(\d+\)$")
         self.address = found[3] or (found[1] and (found[1], int(found[2])))
+        self.wait_until_booted(workers)
+
+    def wait_until_booted(self, workers: int) -> None:
+        """Wait until it has started so many workers, or so many more."""
         for _ in range(workers):
             self.expect("Booted: ")  # a signal that comes before is lost, as with any worker
 
@@ -469,6 +473,7 @@ def test_a_reload_loses_no_byte_of_what_is_under_way_and_refuses_nobody(
     assert all(map(runs, transfers))
     for finish_one in transfers.values():
         finish_one()
+    program.wait_until_booted(2)
     wait_until(lambda: len(program.workers()) == 2)
     assert not set(transfers) & program.workers()
 
@@ -501,6 +506,7 @@ def test_a_new_arbiter_takes_over_while_the_connections_of_the_old_one_finish(
         sock, pid = program.dial()
         assert pid not in transfers
         exchange(sock)
+        program.wait_until_booted(2)
     finally:
         os.kill(new_arbiter, signal.SIGQUIT)
         wait_until(lambda: not runs(new_arbiter), PATIENCE)

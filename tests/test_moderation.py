@@ -290,8 +290,8 @@ def test_a_moderated_source_whose_sink_is_stalled_costs_no_wake_ups(stream: Stre
         except BlockingIOError:
             if transfer.moved == stalled:
                 break
-        stalled = transfer.moved
-        gevent.sleep(0.01)
+            stalled = transfer.moved
+            gevent.sleep(0.01)
     used = time.process_time()
     gevent.sleep(0.2)  # what it costs to wait is what is tested
     assert time.process_time() - used < 0.05

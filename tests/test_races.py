@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -23,6 +24,7 @@ import pytest
 from faults import forget_pipes, told
 from fd_reuse import assert_untouched
 from gevent import socket
+from gevent.event import Event
 from peers import (
     MORE_THAN_BUFFERS,
     PATIENCE,
@@ -389,3 +391,21 @@ def test_a_stop_by_a_signal_handler_in_the_middle_of_the_end_of_a_relay_changes_
     assert not waits_to_read(ends.source)
     assert not waits_to_read(ends.sink)
     assert gsplice.stats().active == 0
+
+
+def test_a_copy_by_methods_that_has_come_out_by_itself_is_not_interrupted_any_more(
+    spawn: Spawn,
+) -> None:
+    class Source:
+        def recv(self, limit: int) -> bytes:
+            there.wait()
+            return b"hello"
+
+    there, sink = Event(), io.BytesIO()
+    transfer = gsplice.Transfer(Source(), sink)
+    caller = spawn(error_of, transfer.run)
+    wait_until(lambda: gsplice.stats().active)
+    there.set()  # in the next turn of the loop it goes on, just before it would be interrupted
+    transfer.stop()
+    assert isinstance(caller.get(timeout=5), gsplice.TransferStopped)
+    assert (sink.getvalue(), transfer.undelivered) == (b"", b"hello")

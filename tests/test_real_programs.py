@@ -46,7 +46,7 @@ def tcp_forwarder(target: str, *options: str) -> Iterator[int]:
         yield int(address.rpartition(":")[2])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sockets() -> Iterator[Path]:
     """A directory for unix sockets, with a path short enough for them."""
     with tempfile.TemporaryDirectory(prefix="gs") as directory:
@@ -111,10 +111,11 @@ class Nginx:
         self.targets = {"tcp": f"127.0.0.1:{self.port}", "unix": f"unix:{unix}"}
 
 
-@pytest.fixture
-def nginx(tmp_path: Path, sockets: Path) -> Iterator[Nginx]:
-    server = Nginx(tmp_path, sockets / "nginx")
-    with Program(installed("nginx"), "-p", tmp_path, "-c", server.config) as program:
+@pytest.fixture(scope="module")
+def nginx(tmp_path_factory: pytest.TempPathFactory, sockets: Path) -> Iterator[Nginx]:
+    root = tmp_path_factory.mktemp("nginx")
+    server = Nginx(root, sockets / "nginx")
+    with Program(installed("nginx"), "-p", root, "-c", server.config) as program:
         program.expect("event method")  # said when it listens
         yield server
 
@@ -205,13 +206,13 @@ def test_curl_downloads_ten_files_from_nginx_at_once_over_connections_of_its_own
 # redis-benchmark and redis-server
 
 
-@pytest.fixture
-def redis(tmp_path: Path, sockets: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory, sockets: Path) -> Iterator[dict[str, str]]:
     """The server's two addresses."""
-    port, unix = free_port(), sockets / "redis"
+    port, unix, root = free_port(), sockets / "redis", tmp_path_factory.mktemp("redis")
     with Program(
         installed("redis-server"),
-        *("--bind", LOCALHOST, "--port", str(port), "--unixsocket", unix, "--dir", tmp_path),
+        *("--bind", LOCALHOST, "--port", str(port), "--unixsocket", unix, "--dir", root),
         *("--save", "", "--appendonly", "no", "--daemonize", "no"),
         LC_ALL="C",
     ) as server:

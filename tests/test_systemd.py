@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,9 +57,9 @@ def socket_activate(address: str, *options: str) -> tuple[str, ...]:
     return (installed("systemd-socket-activate"), "-E", path, "-l", address, *options)
 
 
-def end(program: Program) -> int:
+def end(program: Program, how: signal.Signals = signal.SIGTERM) -> int:
     """End a program, while the hub runs and so the backend; return its exit status."""
-    program.process.terminate()
+    program.process.send_signal(how)
     wait_until(lambda: program.process.poll() is not None, PATIENCE)
     return program.stop()
 
@@ -108,7 +109,7 @@ def test_gunicorn_passes_it_on_to_its_worker(run: Any, backend: str) -> None:
     for _ in range(2):
         with dial(("127.0.0.1", port)) as client:
             assert echoed(client, pattern(3_000_000)) == pattern(3_000_000)
-    assert end(program) == 0
+    assert end(program, signal.SIGQUIT) == 0
 
 
 def test_the_units_make_two_forwarders_of_one_port(run: Any, backend: str) -> None:

@@ -27,7 +27,7 @@ class Front(NamedTuple):
     program: Program
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def front(nginx: Nginx) -> Iterator[Front]:
     """Run the proxy in front of nginx."""
     with Program(sys.executable, EXAMPLE, "127.0.0.1:0", nginx.targets["tcp"]) as program:
