@@ -253,6 +253,6 @@ def test_transfers_side_by_side_get_equal_shares(mode: str) -> None:
             stack.enter_context(running(transfer))
         wait_until(lambda: all(transfer.moved for transfer in transfers))  # all peers are up
         before = [transfer.moved for transfer in transfers]
-        gevent.sleep(0.3)  # the time in which they share
+        gevent.sleep(0.5)  # the time in which they share
         moved = [transfer.moved - then for transfer, then in zip(transfers, before, strict=True)]
     assert min(moved) > max(moved) / 10, moved

@@ -17,6 +17,7 @@ from races import before_method
 
 import gsplice
 from gsplice import _gevent
+from gsplice._moderation import _PROVEN, PATIENCE, Moderation
 from gsplice._pump import Pump
 
 WRITE = 512
@@ -256,6 +257,33 @@ def test_a_stop_right_before_the_bound_has_passed_leaves_what_is_below_the_mark(
     assert mark(stream.line.source) == 1
     delivered = receive(stream.line.backend, transfer.moved)
     assert delivered + transfer.undelivered + peeked(stream.line.source) == stream.sent
+
+
+def test_a_mark_that_was_too_much_is_tried_again_once_a_smaller_one_has_served(
+    pairs: Pairs,
+) -> None:
+    _, source = pairs("tcp")
+    moderation = Moderation(source, 20.0, lambda: None)
+    moved = 0
+
+    def read(times: int) -> None:
+        nonlocal moved
+        for _ in range(times):
+            moved += PATIENCE * WRITE
+            moderation.read(moved, None)
+
+    read(20)  # in a hurry: the mark doubles each time, as far as it goes
+    most = mark(source)
+    assert most > 2 * WRITE
+    moved += most
+    moderation.found(moved)  # but now its timer came first
+    assert mark(source) == most // 2
+    read(_PROVEN - 1)
+    assert mark(source) == most // 2
+    read(1)
+    assert mark(source) == most
+    moderation.close()
+    assert mark(source) == 1
 
 
 def test_zero_turns_it_off(stream: Stream, spawn: Spawn) -> None:
