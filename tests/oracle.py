@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import gevent
 from gevent import socket, ssl
@@ -32,6 +32,9 @@ _TLS_RECORD = 16 * 1024
 #: What a socket raises that has gone; the last two are those of a TLS socket that another greenlet
 #: has closed.
 GONE = (OSError, ValueError, AttributeError)
+
+#: What was done → how many times.
+Counts: TypeAlias = "collections.Counter[str]"
 
 
 class Stream:
@@ -97,14 +100,13 @@ class Cursor:
 class Writer:
     """A greenlet that does to a socket, one after the other, what it is told."""
 
-    def __init__(self, sock: socket.socket, stream: Stream, counts: collections.Counter) -> None:
+    def __init__(self, sock: socket.socket, stream: Stream, counts: Counts) -> None:
         self._socket = sock
         self._stream = stream
         self._counts = counts
         self._orders: Any = Queue()
         self.is_ending = False  # it has been told to
-        self.error: Exception | None = None
-        self.greenlet = gevent.spawn(self._run)
+        self._greenlet = gevent.spawn(self._run)
 
     def write(self, sizes: Iterable[int]) -> None:
         """Send so many bytes at a time."""
@@ -128,6 +130,14 @@ class Writer:
             self._tell((self._end,), None)
             self.is_ending = True
 
+    def has_ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self._greenlet.ready()
+
+    def close(self) -> None:
+        """Leave off."""
+        self._greenlet.kill()
+
     def _tell(self, *orders: Any) -> None:
         if not self.is_ending:
             for order in orders:
@@ -137,8 +147,7 @@ class Writer:
         try:
             while (order := self._orders.get()) is not None:
                 order[0](*order[1:])
-        except GONE as error:
-            self.error = error
+        except GONE:
             with contextlib.suppress(OSError):  # a TLS session may have failed, and not the socket
                 socket.socket.shutdown(self._socket, socket.SHUT_WR)
 
@@ -165,24 +174,37 @@ class Writer:
 class Reader:
     """A greenlet that receives as much as it is allowed to, and checks it."""
 
-    def __init__(self, sock: socket.socket, stream: Stream, counts: collections.Counter) -> None:
+    def __init__(self, sock: socket.socket, cursor: Cursor, counts: Counts) -> None:
         self._socket = sock
         self._counts = counts
         self._allowed: float = 0
         self._piece = LARGEST_PIECE
         self._may_go_on = Event()
-        self.cursor = Cursor(stream)
+        self.cursor = cursor
         self.received = 0
         self.has_met_end = False
         self.error: Exception | None = None
-        self.fault: AssertionError | None = None
-        self.greenlet = gevent.spawn(self._run)
+        self._fault: AssertionError | None = None
+        self._greenlet = gevent.spawn(self._run)
 
     def allow(self, count: float, piece: int = LARGEST_PIECE) -> None:
         """Receive *count* bytes more, at most so many at a time."""
         self._allowed += count
         self._piece = piece
         self._may_go_on.set()
+
+    def check(self) -> None:
+        """Raise what was wrong with the bytes that came."""
+        if self._fault is not None:
+            raise self._fault
+
+    def has_ended(self) -> bool:
+        """Whether nothing more can come."""
+        return self._greenlet.ready()
+
+    def close(self) -> None:
+        """Leave off."""
+        self._greenlet.kill()
 
     def _run(self) -> None:
         try:
@@ -192,7 +214,7 @@ class Reader:
         except GONE as error:
             self.error = error
         except AssertionError as fault:
-            self.fault = fault
+            self._fault = fault
 
     def _receive(self) -> None:
         data = self._socket.recv(int(min(self._piece, self._allowed)))

@@ -56,17 +56,32 @@ MakeLine: TypeAlias = Callable[..., Line]
 Spawn: TypeAlias = Callable[..., "gevent.Greenlet[..., Any]"]
 
 
-def connected(kind: str = "tcp") -> Pair:
-    """Return both ends of a new connection over loopback."""
+def connected(kind: str = "tcp", buffers: int | None = None) -> Pair:
+    """Return both ends of a new connection over loopback.
+
+    :param buffers: bytes for the kernel to keep at each end, in each direction.
+    """
     if kind == "unix":
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for sock in pair:
+            _set_buffers(sock, buffers)
+        return pair
     host, family = ("::1", socket.AF_INET6) if kind == "tcp6" else ("127.0.0.1", socket.AF_INET)
+    near = socket.socket(family)
     with listening(host, family) as listener:
-        near = socket.create_connection(listener.getsockname()[:2])
+        for sock in (near, listener):  # which gives its own to what it accepts
+            _set_buffers(sock, buffers)
+        near.connect(listener.getsockname()[:2])
         far, _ = listener.accept()
     for sock in (near, far):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return near, far
+
+
+def _set_buffers(sock: socket.socket, size: int | None) -> None:
+    if size is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def listening(host: str = "127.0.0.1", family: int = socket.AF_INET) -> socket.socket:
@@ -321,9 +336,9 @@ def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return client, server
 
 
-def connected_tls() -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
+def connected_tls(buffers: int | None = None) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
     """Return both ends of a new TLS session over TCP: the client's, and the server's."""
-    near, far = connected("tcp")
+    near, far = connected("tcp", buffers)
     client, server = tls_contexts()
     accepting = gevent.spawn(server.wrap_socket, far, server_side=True)
     near = client.wrap_socket(near, server_hostname="localhost")

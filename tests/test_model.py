@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import traffic
+import ways
 from _pytest.outcomes import Failed
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import Flaky
@@ -55,6 +55,6 @@ FAULTS: dict[str, tuple[Any, str, Any]] = {
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_the_model_finds(monkeypatch: pytest.MonkeyPatch, fault: tuple[Any, str, Any]) -> None:
     monkeypatch.setattr(*fault)
-    monkeypatch.setattr(traffic, "PATIENCE", 0.5)
+    monkeypatch.setattr(ways, "PATIENCE", 0.5)
     with pytest.raises((AssertionError, Failed, Flaky)):
         run_state_machine_as_test(Transfers, settings=settings(SHORT, phases=[Phase.generate]))
