@@ -38,7 +38,7 @@ _sizes = st.builds(
     st.sampled_from(range(1, 21)),
     st.sampled_from([-1, 0, 1, 77]),
 )
-_kind = st.sampled_from(SOCKET_KINDS + FILE_KINDS)
+_kind = st.sampled_from(2 * SOCKET_KINDS + FILE_KINDS)
 _pair_of_kinds = st.tuples(_kind, _kind)
 #: Of the ends of a connection; an echo has only one.
 _kinds = st.one_of(
@@ -48,17 +48,22 @@ _kinds = st.one_of(
 _numbers = st.integers(0, 2)
 _moments = st.sampled_from([0.001, 0.003, 0.01])
 #: What a connection begins with: so many transfers, or a relay.
-_beginnings = st.sampled_from(["relay", "0", "1", "2"])
+_beginnings = st.sampled_from(["relay", "relay", "0", "1", "2"])
 #: Passes of the event loop behind a step.
 _passes = st.sampled_from([0, 1, 4])
 _modes = st.sampled_from(["auto", "splice", "copy"])
+_moderations = st.sampled_from([0.001, 0.0, 0.0002, 0.005, 0.05])
+#: Of a transfer that nothing ends before its time.
+_steady = st.builds(
+    lambda mode, moderation: Options(mode, moderation=moderation), _modes, _moderations
+)
 _options = st.builds(
     Options,
     mode=_modes,
     count=st.one_of(st.none(), _sizes),
     idle_timeout=st.one_of(st.none(), st.none(), _moments),
     own_timeout=st.one_of(st.none(), st.none(), _moments),
-    moderation=st.sampled_from([0.001, 0.0, 0.0002, 0.005, 0.05]),
+    moderation=_moderations,
     by_caller=st.booleans(),
     caller_timeout=st.one_of(st.none(), st.none(), _moments),
 )
@@ -163,6 +168,20 @@ class Transfers(RuleBasedStateMachine):
             connection.kill_callers()
         elif ending == "time out":
             connection.wait_for_ends()
+        return connection
+
+    @rule(
+        target=connections,
+        kinds=_kinds,
+        options=_steady,
+        times=st.sampled_from([100, 400]),
+        size=st.integers(1, 3000),
+    )
+    def stream(self, kinds: tuple[str, ...], options: Options, times: int, size: int) -> Connection:
+        """Open one with a stream of small writes, long enough to be moderated, and let it come."""
+        connection = self._connect(kinds, is_tight=False)
+        connection.stream(connection.up, options, times, size)
+        self.counts["stream"] += 1
         return connection
 
     @rule(connection=consumes(connections), naturally=st.booleans())

@@ -14,9 +14,9 @@ import pytest
 from ends import End, SocketEnd, make_end
 from gevent import socket
 from oracle import GONE, Counts
-from peers import wait_until, waits_to_write
+from peers import waits_to_write
 from sessions import Session
-from ways import PATIENCE, Options, Way, wait_while_bytes_arrive
+from ways import Options, Way, wait_while_bytes_arrive
 
 #: More than a socket of small buffers, its peer's and a pipe hold together.
 _FLOOD = 2_500_037
@@ -86,11 +86,19 @@ class Connection:
 
         In a connection that is new, and whose ends are tight.
         """
-        self.begin((way,), options)
         way.writer.write([_FLOOD])
+        self.begin((way,), options)
         far = way.far
         if isinstance(far, SocketEnd):
-            wait_until(lambda: waits_to_write(far.socket) or self._have_ended(), PATIENCE)
+            wait_while_bytes_arrive(lambda: waits_to_write(far.socket) or self._have_ended(), [way])
+
+    def stream(self, way: Way, options: Options, times: int, size: int) -> None:
+        """Have small writes come one after the other, and be read at once."""
+        way.reader.allow(float("inf"))
+        way.writer.drip(times, size)
+        self.begin((way,), options)
+        wait_while_bytes_arrive(lambda: way.moved == times * size or self._have_ended(), [way])
+        self.counts["moderated"] += way.near.is_marked()
 
     def read_ahead(self, way: Way, size: int) -> None:
         """Have a buffered reader take what there is, and be the source from now on."""

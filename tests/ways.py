@@ -50,6 +50,14 @@ def wait_while_bytes_arrive(condition: Callable[[], bool], ways: Sequence[Way]) 
         wait_until(lambda before=before: condition() or arrived() > before, PATIENCE)
 
 
+class _FormerSink(NamedTuple):
+    """Where the beginning of a stream has gone; nothing more may."""
+
+    far: End
+    reader: Any
+    due: int
+
+
 class Way:
     """From one end to another, with one transfer at a time between them."""
 
@@ -66,7 +74,8 @@ class Way:
         self.spliced = 0
         self.transfer: gsplice.Transfer | None = None
         self._counts = counts
-        self._received_before = 0  # by the sinks that this way had first
+        self._former: list[_FormerSink] = []
+        self._received_before = 0  # by those
         self._resent: io.BytesIO | None = None  # the transfer's source, where it is what was held
         self._began_at: int | None = None  # the source's position
         self._moved = 0
@@ -75,6 +84,11 @@ class Way:
     def received(self) -> int:
         """How many bytes have arrived, wherever they had to go."""
         return self._received_before + self.reader.received
+
+    @property
+    def moved(self) -> int:
+        """How many bytes sinks have accepted."""
+        return self.delivered + (0 if self.transfer is None else self.transfer.moved)
 
     def make(self, options: Options) -> gsplice.Transfer:
         """Return a transfer of what is held, or else of what comes."""
@@ -125,13 +139,12 @@ class Way:
     def check(self) -> None:
         """Check what holds at every moment."""
         self.reader.check()
-        moved = 0
         if self.transfer is not None:
             moved = self.transfer.moved
             assert moved >= self._moved, "a transfer has taken back what it had moved"
             self._moved = moved
             assert self.transfer.ready() or self.transfer.undelivered == b""
-        assert self.received <= self.delivered + moved, "more arrived than was moved"
+        assert self.received <= self.moved, "more arrived than was moved"
 
     def is_at_its_end(self) -> bool:
         """Whether all that the writer has sent is delivered, and its end was sent as well."""
@@ -141,20 +154,29 @@ class Way:
 
     def turn_to(self, far: End) -> None:
         """Have what comes next go to *far*, once what went before has arrived where it went."""
-        self._finish_sink([self.reader.has_ended])
-        assert self.reader.has_met_end, self.reader.error
-        assert self.received == self.delivered
+        self.reader.allow(float("inf"))
+        wait_while_bytes_arrive(lambda: self.received == self.delivered, [self])
+        self.check()
+        self._former.append(_FormerSink(self.far, self.reader, self.reader.received))
         self._received_before += self.reader.received
         self.far = far
-        self.reader.close()
-        self.reader = far.reader(self.reader.cursor, self._counts)
+        self.reader = far.reader(Cursor(self.stream, self.reader.cursor.position), self._counts)
 
     def settle(self) -> None:
         """Take what is left from either side, and check that there is nothing else."""
         assert self.transfer is None
         self.writer.end()
         rest = gevent.spawn(self.near.rest)
-        self._finish_sink([rest.ready, self.writer.has_ended, self.reader.has_ended])
+        readers = [self.reader, *(former.reader for former in self._former)]
+        for far in (self.far, *(former.far for former in self._former)):
+            far.end_writing()
+        for reader in readers:
+            reader.allow(float("inf"))
+        having_to_end = [rest.ready, *(one.has_ended for one in (self.writer, *readers))]
+        wait_while_bytes_arrive(lambda: all(has_ended() for has_ended in having_to_end), [self])
+        self.check()
+        for former in self._former:
+            assert former.reader.received == former.due, "more has come than was sent there"
         if self.sink_is_whole:
             assert self.reader.has_met_end, self.reader.error
             assert self.received == self.delivered
@@ -164,14 +186,8 @@ class Way:
 
     def close(self) -> None:
         """Have nobody send or receive any more."""
-        self.writer.close()
-        self.reader.close()
-
-    def _finish_sink(self, conditions: Sequence[Callable[[], bool]]) -> None:
-        self.reader.allow(float("inf"))
-        self.far.end_writing()
-        wait_while_bytes_arrive(lambda: all(has_ended() for has_ended in conditions), [self])
-        self.check()
+        for one in (self.writer, self.reader, *(former.reader for former in self._former)):
+            one.close()
 
     def _check_rest(self, cursor: Cursor, rest: bytes) -> None:
         cursor.take(self.held)
