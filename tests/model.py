@@ -11,7 +11,20 @@ import itertools
 from typing import Any, ClassVar
 
 import gevent
-from ends import FILE_KINDS, SOCKET_KINDS, End
+from choices import (
+    BEGINNINGS,
+    ENDINGS,
+    KIND,
+    KINDS,
+    MODES,
+    MOMENTS,
+    NUMBERS,
+    OPTIONS,
+    PASSES,
+    SIZES,
+    STEADY,
+)
+from ends import End
 from gevent import get_hub, socket
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,42 +44,6 @@ from gsplice import _gevent, _hub
 
 #: Seconds for one story of `Transfers`; many times what the longest takes.
 DEADLINE = 60.0
-
-#: A byte to a megabyte; every buffer's size is a power of two, and those beside it are borders.
-_sizes = st.builds(
-    lambda power, more: (1 << power) + more,
-    st.sampled_from(range(1, 21)),
-    st.sampled_from([-1, 0, 1, 77]),
-)
-_kind = st.sampled_from(2 * SOCKET_KINDS + FILE_KINDS)
-_pair_of_kinds = st.tuples(_kind, _kind)
-#: Of the ends of a connection; an echo has only one.
-_kinds = st.one_of(
-    _pair_of_kinds, _pair_of_kinds, _pair_of_kinds, st.tuples(st.sampled_from(SOCKET_KINDS))
-)
-#: Of the ends of a connection, each has one.
-_numbers = st.integers(0, 2)
-_moments = st.sampled_from([0.001, 0.003, 0.01])
-#: What a connection begins with: so many transfers, or a relay.
-_beginnings = st.sampled_from(["relay", "relay", "0", "1", "2"])
-#: Passes of the event loop behind a step.
-_passes = st.sampled_from([0, 1, 4])
-_modes = st.sampled_from(["auto", "splice", "copy"])
-_moderations = st.sampled_from([0.001, 0.0, 0.0002, 0.005, 0.05])
-#: Of a transfer that nothing ends before its time.
-_steady = st.builds(
-    lambda mode, moderation: Options(mode, moderation=moderation), _modes, _moderations
-)
-_options = st.builds(
-    Options,
-    mode=_modes,
-    count=st.one_of(st.none(), _sizes),
-    idle_timeout=st.one_of(st.none(), st.none(), _moments),
-    own_timeout=st.one_of(st.none(), st.none(), _moments),
-    moderation=_moderations,
-    by_caller=st.booleans(),
-    caller_timeout=st.one_of(st.none(), st.none(), _moments),
-)
 
 
 class Hang(BaseException):
@@ -106,11 +83,11 @@ class Transfers(RuleBasedStateMachine):
 
     @initialize(
         target=connections,
-        kinds=_kinds,
+        kinds=KINDS,
         is_tight=st.booleans(),
         is_read=st.booleans(),
-        begins=_beginnings,
-        options=_options,
+        begins=BEGINNINGS,
+        options=OPTIONS,
     )
     def open_first(self, **choices: Any) -> Connection:
         """Open the connection without which there is nothing to do."""
@@ -118,11 +95,11 @@ class Transfers(RuleBasedStateMachine):
 
     @rule(
         target=connections,
-        kinds=_kinds,
+        kinds=KINDS,
         is_tight=st.booleans(),
         is_read=st.booleans(),
-        begins=_beginnings,
-        options=_options,
+        begins=BEGINNINGS,
+        options=OPTIONS,
     )
     def open(self, **choices: Any) -> Connection:
         """Open one more."""
@@ -150,9 +127,9 @@ class Transfers(RuleBasedStateMachine):
 
     @rule(
         target=connections,
-        kinds=_kinds,
-        mode=_modes,
-        ending=st.sampled_from(["stop", "kill", "time out", "none"]),
+        kinds=KINDS,
+        mode=MODES,
+        ending=ENDINGS,
     )
     def flood(self, kinds: tuple[str, ...], mode: str, ending: str) -> Connection:
         """Open one where a transfer holds bytes at once, in a pipe if it may; and end it so."""
@@ -172,8 +149,8 @@ class Transfers(RuleBasedStateMachine):
 
     @rule(
         target=connections,
-        kinds=_kinds,
-        options=_steady,
+        kinds=KINDS,
+        options=STEADY,
         times=st.sampled_from([100, 400]),
         size=st.integers(1, 3000),
     )
@@ -201,8 +178,8 @@ class Transfers(RuleBasedStateMachine):
     @rule(
         connection=connections,
         is_up=st.booleans(),
-        sizes=st.lists(_sizes, min_size=1),
-        passes=_passes,
+        sizes=st.lists(SIZES, min_size=1),
+        passes=PASSES,
     )
     def write(self, connection: Connection, is_up: bool, sizes: list[int], passes: int) -> None:
         """Have a peer send."""
@@ -214,14 +191,14 @@ class Transfers(RuleBasedStateMachine):
         is_up=st.booleans(),
         times=st.integers(1, 200),
         size=st.integers(1, 4096),
-        passes=_passes,
+        passes=PASSES,
     )
     def drip(self, connection: Connection, is_up: bool, times: int, size: int, passes: int) -> None:
         """Have a peer send a stream of small pieces."""
         _way(connection, is_up).writer.drip(times, size)
         self._pass(passes)
 
-    @rule(connection=connections, is_up=st.booleans(), seconds=_moments)
+    @rule(connection=connections, is_up=st.booleans(), seconds=MOMENTS)
     def pause(self, connection: Connection, is_up: bool, seconds: float) -> None:
         """Have a peer send nothing for a while, though there is more to come."""
         _way(connection, is_up).writer.pause(seconds)
@@ -241,9 +218,9 @@ class Transfers(RuleBasedStateMachine):
     @rule(
         connection=connections,
         is_up=st.booleans(),
-        count=st.one_of(_sizes, st.just(float("inf"))),
+        count=st.one_of(SIZES, st.just(float("inf"))),
         piece=st.one_of(st.integers(50, 3000), st.just(131_042)),
-        passes=_passes,
+        passes=PASSES,
     )
     def read(
         self, connection: Connection, is_up: bool, count: float, piece: int, passes: int
@@ -252,7 +229,7 @@ class Transfers(RuleBasedStateMachine):
         _way(connection, is_up).reader.allow(count, piece)
         self._pass(passes)
 
-    @rule(connection=connections, number=_numbers)
+    @rule(connection=connections, number=NUMBERS)
     def reset(self, connection: Connection, number: int) -> None:
         """Have a peer go with a RST."""
         self.counts["reset"] += 1
@@ -260,13 +237,13 @@ class Transfers(RuleBasedStateMachine):
 
     # What the program does that has the transfers.
 
-    @rule(connection=connections, options=_options, is_up=st.booleans(), passes=_passes)
+    @rule(connection=connections, options=OPTIONS, is_up=st.booleans(), passes=PASSES)
     def begin(self, connection: Connection, options: Options, is_up: bool, passes: int) -> None:
         """Begin a transfer in one direction."""
         connection.begin((_way(connection, is_up),), options)
         self._pass(passes)
 
-    @rule(connection=connections, options=_options, passes=_passes)
+    @rule(connection=connections, options=OPTIONS, passes=PASSES)
     def begin_relay(self, connection: Connection, options: Options, passes: int) -> None:
         """Begin a relay."""
         connection.begin_relay(options)
@@ -282,7 +259,7 @@ class Transfers(RuleBasedStateMachine):
         self.counts["read ahead"] += 1
         connection.read_ahead(_way(connection, is_up), size)
 
-    @rule(connection=connections, is_up=st.booleans(), kind=_kind, is_read=st.booleans())
+    @rule(connection=connections, is_up=st.booleans(), kind=KIND, is_read=st.booleans())
     def turn(self, connection: Connection, is_up: bool, kind: str, is_read: bool) -> None:
         """Stop, and have what is left of one direction go to another sink."""
         connection.turn(_way(connection, is_up), kind, is_read)
@@ -290,11 +267,11 @@ class Transfers(RuleBasedStateMachine):
     @rule(
         connection=connections,
         is_up=st.booleans(),
-        count=_sizes,
-        more=_sizes,
-        kind=_kind,
-        first=_options,
-        then=_options,
+        count=SIZES,
+        more=SIZES,
+        kind=KIND,
+        first=OPTIONS,
+        then=OPTIONS,
     )
     def divide(
         self,
@@ -331,7 +308,7 @@ class Transfers(RuleBasedStateMachine):
         self.counts["kill"] += 1
         connection.kill_callers()
 
-    @rule(connection=connections, number=_numbers)
+    @rule(connection=connections, number=NUMBERS)
     def close(self, connection: Connection, number: int) -> None:
         """Close a socket or file under the transfers."""
         self.counts["close"] += 1
@@ -339,7 +316,7 @@ class Transfers(RuleBasedStateMachine):
 
     @rule(
         connection=connections,
-        number=_numbers,
+        number=NUMBERS,
         how=st.sampled_from([socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR]),
     )
     def shut_down(self, connection: Connection, number: int, how: int) -> None:
@@ -359,7 +336,7 @@ class Transfers(RuleBasedStateMachine):
         for _ in range(times):
             _gevent.let_loop_pass()
 
-    @rule(seconds=_moments)
+    @rule(seconds=MOMENTS)
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self.counts["sleep"] += 1
