@@ -18,6 +18,8 @@ from peers import waits_to_write
 from sessions import Session
 from ways import Options, Way, wait_while_bytes_arrive
 
+from gsplice import _gevent
+
 #: More than a socket of small buffers, its peer's and a pipe hold together.
 _FLOOD = 2_500_037
 
@@ -101,9 +103,12 @@ class Connection:
         self.counts["moderated"] += way.near.is_marked()
 
     def read_ahead(self, way: Way, size: int) -> None:
-        """Have a buffered reader take what there is, and be the source from now on."""
+        """Have a buffered reader take some of what comes, and be the source from now on."""
         self.take_note()
         if way.transfer is None:
+            way.writer.write([size + 1])
+            for _ in range(2):  # in which a writer that has nothing before that sends it
+                _gevent.let_loop_pass()
             self.counts["bytes read ahead"] += way.near.read_ahead(size)
 
     def turn(self, way: Way, kind: str, is_read: bool) -> None:
