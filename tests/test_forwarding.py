@@ -29,11 +29,13 @@ from peers import (
     small_buffers,
     wait_until,
 )
+from races import before_method
 
 import gsplice
 from gsplice import _forwarding, _hub
 from gsplice._direction import TransferStopped
 from gsplice._forwarding import Forwarding
+from gsplice._forwarding import _Way as Way
 from gsplice._gevent import LeanSocket
 from gsplice.server import ForwardServer
 
@@ -343,6 +345,19 @@ def test_the_handler_of_a_signal_may_stop_it_within_a_step(
     one.client.sendall(b"hello")
     assert isinstance(one.error(), TransferStopped)
     assert gsplice.stats().active == 0
+
+
+@pytest.mark.parametrize(("name", "number"), [("on_readable", 2), ("stop", 1)])
+def test_the_handler_of_a_signal_may_stop_it_right_before_a_step(
+    name: str, number: int, forwarded: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_method(monkeypatch, Way, name, lambda: one.forwarding.stop(), number)
+    one = forwarded()  # which has called on_readable once
+    one.client.shutdown(socket.SHUT_WR)
+    one.backend.shutdown(socket.SHUT_WR)
+    assert isinstance(one.error(), TransferStopped)
+    wait_until(lambda: gsplice.stats().active == 0)
+    assert len(one.told) == 1
 
 
 def test_an_error_that_the_loop_reports_for_nothing_is_not_the_end(forwarded: Any) -> None:

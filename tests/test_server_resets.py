@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -302,3 +303,8 @@ def test_the_answer_of_a_backend_that_reads_no_further_is_whole(
         assert isinstance(error_of(receive, client), (ConnectionError, type(None)))
         assert isinstance(sending.get(), ConnectionError)
     wait_until(lambda: server.connections == 0)
+
+
+def test_what_is_no_socket_has_no_send_queue() -> None:
+    with open(os.devnull, "rb") as file:
+        assert _kernel.unacknowledged(file.fileno()) is None

@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 import pytest
 from gevent import socket
+from gevent.event import Event
 from gevent.server import StreamServer
 from peers import echoed, exchange, fill, receive, wait_until
 from servers import LOOPBACK
@@ -57,6 +58,17 @@ def test_stop_ends_a_connection_that_is_still_connecting(
     never_accepts: Any, forward: Any, dial: Any
 ) -> None:
     server = forward(never_accepts("tcp").getsockname())
+    client = dial(server)
+    wait_until(lambda: server.connections == 1)
+    server.stop(0)
+    assert server.connections == 0
+    assert receive(client) == b""
+
+
+def test_stop_ends_a_connection_whose_target_is_still_being_asked_for(
+    forward: Any, dial: Any
+) -> None:
+    server = forward(lambda address: Event().wait())
     client = dial(server)
     wait_until(lambda: server.connections == 1)
     server.stop(0)

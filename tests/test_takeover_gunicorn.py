@@ -62,3 +62,22 @@ def test_a_backend_that_has_nothing_to_say_is_an_answer_without_a_body(
     assert head.startswith(b"HTTP/1.1 200 OK")
     assert sent == (b"0\r\n\r\n" if length is None else b"")
     unpatch_all()
+
+
+def test_a_wrapper_whose_blocks_are_made_by_somebody_else_is_asked_for_them(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loud_block(self: FileWrapper) -> bytes:
+        return original(self).upper()
+
+    original = FileWrapper.__next__
+    monkeypatch.setattr(FileWrapper, "__next__", loud_block)
+    gsplice.patch_gunicorn()
+    peer, source, client, receiver = line()
+    spawn(send_and_end, peer, b"a" * SIZE)
+    received = spawn(receive, receiver)
+    with source.makefile("rb") as body:
+        answer(client, body, SIZE)
+    _, _, sent = received.get().partition(b"\r\n\r\n")
+    assert sent == b"A" * SIZE
+    unpatch_all()

@@ -383,3 +383,17 @@ def test_pool_holds_nothing_but_empty_pipes(line: MakeLine, spawn: Spawn) -> Non
     for pipe in _hub.resources().pipes._idle:
         with pytest.raises(BlockingIOError):
             os.read(pipe.read_fd, 1)
+
+
+def test_a_reader_that_has_timed_out_says_so_itself(line: MakeLine) -> None:
+    client, source, sink, _ = line()
+    reader = source.makefile("rb")
+    source.settimeout(SHORT)
+    with pytest.raises(socket.timeout):
+        reader.read(1)
+    source.settimeout(None)
+    client.sendall(b"too late")
+    assert not gsplice.can_splice(reader, sink)
+    with pytest.raises(OSError, match="cannot read from timed out object"):
+        gsplice.copy(reader, sink)
+    reader.close()

@@ -92,7 +92,7 @@ def _look_at_request(body: Any) -> RequestBody | None:
 
 
 _body.see_through("gunicorn.http.body.Body", _look_at_request)
-_body.unwrap("gunicorn.http.wsgi.FileWrapper", "filelike", ("__getitem__",))
+_body.unwrap("gunicorn.http.wsgi.FileWrapper", "filelike", ("__getitem__", "__next__"))
 
 
 def install(module: ModuleType, replacements: Replacements) -> None:
