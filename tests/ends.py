@@ -43,6 +43,7 @@ class SocketEnd:
         make = connected_tls if kind == "tls" else connected
         self.peer, self.socket = make(buffers=size) if kind == "tls" else make(kind, buffers=size)
         self._ahead: Any = None  # a buffered reader on the socket
+        self._is_deaf = False  # shut down for reading
 
     @property
     def source(self) -> Any:
@@ -112,6 +113,9 @@ class SocketEnd:
                 data += piece
         except GONE:
             self._discard_all()
+        if self._is_deaf and self.socket.fileno() >= 0:
+            # What comes from now on fills the kernel's buffer, and then its sender waits for ever.
+            reset(self.socket)
         return bytes(data)
 
     def _discard_all(self) -> None:
@@ -139,6 +143,7 @@ class SocketEnd:
 
     def shut_down(self, how: int) -> None:
         """Shut the socket down, in one direction or both."""
+        self._is_deaf |= how != socket.SHUT_WR
         with contextlib.suppress(OSError):  # it is not connected any more
             socket.socket.shutdown(self.socket, how)  # SSLSocket's own would drop the session
 
