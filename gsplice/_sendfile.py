@@ -13,6 +13,8 @@ from __future__ import annotations
 import errno
 from typing import Final
 
+import gevent
+
 from gsplice import _account, _gevent, _hub, _kernel, _options
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import FileSource, SocketSink
@@ -87,19 +89,46 @@ class FileSender(WatchingDirection):
         self._send_round()
 
     def _send_round(self) -> None:
-        length = _ROUND if self._remaining is None else min(self._remaining, _ROUND)
-        try:
-            count = self._send(length)
-        except BlockingIOError:
-            self._wait()
-            return
-        self._accepted(count)
-        self._count_down(count)
-        self._offset += count
-        if not count or self._remaining == 0:
+        round_ends = self.moved + _ROUND
+        while self.moved < round_ends:
+            length = round_ends - self.moved
+            if self._remaining is not None:
+                length = min(length, self._remaining)
+            if self._copies:
+                length = min(length, _hub.SCRATCH_SIZE)
+            try:
+                count = self._send(length)
+            except BlockingIOError:
+                self._wait()
+                return
+            self._accepted(count)
+            self._count_down(count)
+            self._offset += count
+            if not count or self._remaining == 0:
+                self._finish()
+                return
+            if count < length:
+                break
+        self._go_on(is_full=self.moved < round_ends)
+
+    def _go_on(self, is_full: bool) -> None:
+        """Wait for room where the socket *is_full*, or just for the next turn of the loop.
+
+        Whether there is more to send is asked of the file: a socket that has taken the last byte
+        may have no room for another, and there is none to wait for.
+        """
+        if self._is_at_end():
             self._finish()
-        else:
+        elif is_full:
             self._wait()
+        else:
+            gevent.get_hub().loop.run_callback(self.on_writable)
+
+    def _is_at_end(self) -> bool:
+        try:
+            return not _kernel.pread(self._file.fileno(), 1, self._offset)
+        except BlockingIOError:  # a file system in user space may say anything
+            return False
 
     def _send(self, length: int) -> int:
         """Send at most *length* bytes; return how many, 0 at end of file."""

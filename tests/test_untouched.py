@@ -400,6 +400,36 @@ def test_sendfile_uses_the_system_call(pairs: Pairs, spawn: Spawn, tmp_path: Pat
     assert (after.spliced - before.spliced, after.copied) == (len(DATA), before.copied)
 
 
+@pytest.mark.parametrize("mode", ["auto", "copy"])
+@pytest.mark.parametrize("size", [1, 53_000, 100_000])
+def test_sendfile_does_not_wait_for_room_that_no_byte_needs(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, mode: str
+) -> None:
+    monkeypatch.setenv("GSPLICE_MODE", mode)
+    (tmp_path / "file").write_bytes(DATA[:size])
+    sink, backend = pairs("unix")
+    sink.settimeout(0.5)
+    with patched(), open(tmp_path / "file", "rb") as file:
+        assert sink.sendfile(file) == size
+    assert receive(backend, size) == DATA[:size]
+
+
+def test_two_greenlets_that_send_a_file_which_fits_do_not_meet(
+    pairs: Pairs, spawn: Spawn, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    sink, backend = pairs("unix")
+
+    def send() -> int:
+        with open(tmp_path / "file", "rb") as file:
+            return sink.sendfile(file)
+
+    with patched():
+        sending = [spawn(send), spawn(send)]
+        assert [one.get() for one in sending] == [1, 1]
+    assert receive(backend, 2) == b"xx"
+
+
 @pytest.mark.parametrize("count", [1, 1000, len(DATA)])
 def test_sendfile_of_a_known_number_of_bytes_uses_the_system_call_too(
     pairs: Pairs, spawn: Spawn, tmp_path: Path, count: int
