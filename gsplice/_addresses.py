@@ -27,27 +27,46 @@ def parse(text: str, *, to_listen: bool = False) -> Address:
     :param to_listen: whether an empty host (any) and port 0 (one that is free) make sense.
     :raises ValueError: where it names none; the message says what is wrong.
     """
-    if text.startswith("unix:"):
-        return _parse_path(text)
-    match = _HOST_AND_PORT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"bad address {text!r}: expected {_FORMS}")
-    host, port = match["v6"] or match["host"] or "", int(match["port"])
-    if port > 65535 or (port == 0 and not to_listen):
-        first = 0 if to_listen else 1
-        raise ValueError(f"bad address {text!r}: the port must be from {first} to 65535")
-    if not host and not to_listen:
-        raise ValueError(f"bad address {text!r}: the host is missing")
-    return host, port
+    address: Address = text.removeprefix("unix:")
+    if address == text:
+        match = _HOST_AND_PORT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"bad address {text!r}: expected {_FORMS}")
+        address = (match["v6"] or match["host"] or "", int(match["port"]))
+    if problem := _problem_of(address, to_listen):
+        raise ValueError(f"bad address {text!r}: {problem}")
+    return address
 
 
-def _parse_path(text: str) -> str:
-    path = text.removeprefix("unix:")
+def check(address: Address) -> None:
+    """Raise ValueError where *address* is none that can be connected to; it says why."""
+    if problem := _problem_of(address, to_listen=False):
+        raise ValueError(f"bad address {address!r}: {problem}")
+
+
+def _problem_of(address: Address, to_listen: bool) -> str:
+    if isinstance(address, str):
+        return _problem_of_path(address)
+    host, port = address
+    first = 0 if to_listen else 1
+    if not first <= port <= 65535:
+        return f"the port must be from {first} to 65535"
+    if not host:
+        return "" if to_listen else "the host is missing"
+    try:
+        host.encode("idna")  # as the standard library does before it looks the name up
+    except UnicodeError:
+        return "no host has such a name"
+    return "the host has a NUL in it" if "\0" in host else ""
+
+
+def _problem_of_path(path: str) -> str:
     if not path:
-        raise ValueError(f"bad address {text!r}: the path is missing")
+        return "the path is missing"
     if len(os.fsencode(path)) > _LONGEST_PATH:
-        raise ValueError(f"bad address {text!r}: the path has more than {_LONGEST_PATH} bytes")
-    return path
+        return f"the path has more than {_LONGEST_PATH} bytes"
+    is_abstract = path.startswith("\0")  # unix(7): any bytes may follow
+    return "the path has a NUL in it" if "\0" in path and not is_abstract else ""
 
 
 def show(address: Any) -> str:

@@ -21,8 +21,9 @@ import _socket
 import errno
 import os
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from gevent import socket
 from gevent.event import AsyncResult
 from gevent.socket import AF_UNIX
 
@@ -33,6 +34,19 @@ from gsplice._gevent import GeventSocket, LeanSocket
 #: there is room (connect(2), EAGAIN).
 RETRY: Final = 0.01
 
+#: Where a client's connection goes: ``(host, port)``, the path of a unix socket, or a callable
+#: that takes the client's address and returns a connected stream socket.
+Target: TypeAlias = tuple[str, int] | str | os.PathLike[str] | Callable[[Any], socket.socket]
+
+#: When a silent peer is asked whether it is still there, how often, and how many times in vain
+#: (tcp(7)): one that has vanished is given up after two minutes. The kernel's own figures would
+#: have it keep its place for more than two hours.
+_KEEPALIVE: Final = [
+    (getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+    if hasattr(socket, name)  # not everywhere by that name
+]
+
 #: The answers of connect(2) that are no end.
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN})
 
@@ -42,6 +56,20 @@ class Destination(NamedTuple):
 
     family: int
     address: Any
+
+
+def check(target: Any) -> Target:
+    """Return *target* if it is one; raise TypeError or ValueError where it cannot be."""
+    checked: Target = target
+    if isinstance(target, str | os.PathLike):
+        _addresses.check(os.fsdecode(target))
+    elif isinstance(target, tuple) and [type(part) for part in target] == [str, int]:
+        _addresses.check(target)
+    elif not callable(target):
+        raise TypeError(
+            f"target must be (host, port), the path of a unix socket, or a callable, not {target!r}"
+        )
+    return checked
 
 
 def destination(target: Any) -> Destination | None:
@@ -74,8 +102,17 @@ class Reserve:
             self.destination = None if ask else destination(target)
             self._target = target
         if self._raw is None:
-            family = AF_UNIX if self.destination is None else self.destination.family
-            self._raw = _gevent.new_raw_socket(family)
+            self._raw = self._new_socket()
+
+    def _new_socket(self) -> _socket.socket:
+        if self.destination is not None:
+            try:
+                return _gevent.new_raw_socket(self.destination.family)
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:
+                    raise
+                self.destination = None  # each client is told by itself, and the log
+        return _gevent.new_raw_socket(AF_UNIX)
 
     def take(self) -> _socket.socket | None:
         """Return the socket, if there is one."""
@@ -194,3 +231,12 @@ def connect(to: Destination) -> GeventSocket:
         sock.close()
         raise
     return sock
+
+
+def make_prompt(sock: Any) -> None:
+    """Have each message sent at once, and a peer that has vanished noticed."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)

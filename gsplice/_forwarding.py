@@ -212,9 +212,9 @@ class _Way:
     def stop(self) -> None:
         """Wait for nothing any more; a second call does nothing."""
         if self._forwarding is not None:
+            _account.ended(self)  # first: a handler of a signal may fork in here (`abandon`)
             self._forwarding = None
             self._watcher.stop()
-            _account.ended(self)
 
     def on_readable(self, events: int = 1) -> None:
         """The source has a message, its end, or an error."""
@@ -254,14 +254,14 @@ class _Way:
 
     def throw(self, error: Any) -> None:
         """Called by gevent before it closes or shuts down a socket that is waited for."""
-        if self._forwarding is not None:
-            self._forwarding.fail(error() if isinstance(error, type) else error)
+        assert self._forwarding is not None  # nobody waits after the end
+        self._forwarding.fail(error() if isinstance(error, type) else error)
 
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody: in a forked child it is the parent's."""
-        if self._forwarding is not None:
-            self._forwarding.abandon()
-            self._forwarding = None
+        assert self._forwarding is not None  # it is one of those that are under way
+        self._forwarding.abandon()
+        self._forwarding = None
         self._watcher.callback = self._stop_abandoned
         self._receive = self._send = _do_nothing  # a handler of a signal may have forked in a step
 

@@ -146,9 +146,18 @@ def replaced(fd: int, other: int) -> Iterator[None]:
         os.close(saved)
 
 
-def reserve_fd() -> int:
-    """Take an fd that stands for nothing, for the time until one is needed."""
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+def has_fds(count: int) -> bool:
+    """Return whether the process can have *count* more fds now."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            try:
+                fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    return False
+                raise
+            stack.callback(os.close, fd)
+    return True
 
 
 def close(fd: int) -> None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import _socket
 import contextlib
 import logging
-import os
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Final
 
 import gevent
 from gevent import socket
@@ -22,7 +21,7 @@ from gevent.event import Event
 from gsplice import _addresses, _connecting, _gevent, _kernel, _options, _own_methods, _reset
 from gsplice._accepting import NO_FD as _NO_FD
 from gsplice._accepting import AcceptingServer
-from gsplice._connecting import Connecting, Destination, Reserve, begin
+from gsplice._connecting import Connecting, Destination, Reserve, Target, begin, make_prompt
 from gsplice._direction import TransferStopped
 from gsplice._forwarding import Forwarding, may_exchange
 from gsplice._gevent import LeanSocket
@@ -30,21 +29,15 @@ from gsplice.relay import Relay
 
 _logger = logging.getLogger(__name__)
 
-#: Where a client's connection goes: ``(host, port)``, the path of a unix socket, or a callable
-#: that takes the client's address and returns a connected stream socket.
-Target: TypeAlias = tuple[str, int] | str | os.PathLike[str] | Callable[[Any], socket.socket]
-
 #: Seconds that looking up and connecting to the target may take. As long as two SYNs that are
 #: lost take to be sent again (RFC 6298: 1 s, then 2 s), and some more for a slow link.
 CONNECT_TIMEOUT: Final = 10.0
 
+#: What looking up a name may take: files of the resolver's, a socket, the event loop of a thread.
+_FDS_OF_A_LOOKUP: Final = 6
+
 #: Seconds between two tries to connect without an fd: nothing tells when there is one.
 _RETRY: Final = 0.01
-
-#: When a silent peer is asked whether it is still there, how often, and how many times in vain
-#: (tcp(7)): one that has vanished is given up after two minutes. The kernel's own figures would
-#: have it keep its place for more than two hours.
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
 
 class ForwardServer(AcceptingServer):
@@ -85,7 +78,8 @@ class ForwardServer(AcceptingServer):
         backlog: int | None = None,
         reuse_port: bool = False,
     ) -> None:
-        self.target = _check_target(target)
+        _check_relays_alone(type(self))
+        self.target = target
         self.connect_timeout = _options.seconds("connect_timeout", connect_timeout)
         self.max_connections = _options.max_connections(max_connections)
         self.relay_options: dict[str, Any] = {
@@ -98,7 +92,7 @@ class ForwardServer(AcceptingServer):
         self._connections: set[_Connection] = set()
         self._reserve = Reserve()
         self._asks_target = _own_methods.has_own(self, ("connect",), __name__)
-        #: Whether clients have inherited what `_make_prompt` set on the listening socket.
+        #: Whether clients have inherited what `make_prompt` set on the listening socket.
         self.clients_are_prompt = False
         self._short_of_fds = 0  # connections that have been accepted and want one
         self._all_done = Event()
@@ -108,6 +102,20 @@ class ForwardServer(AcceptingServer):
         self.may_exchange = False
         _check_listener(listener, reuse_port)
         super().__init__(listener, self._do_nothing, backlog=backlog)
+
+    @property
+    def target(self) -> Target:
+        """Where clients' connections go; it may be changed, for those who come from then on."""
+        return self._target
+
+    @target.setter
+    def target(self, target: Target) -> None:
+        self._target = _connecting.check(target)
+
+    @property
+    def short_of_fds(self) -> bool:
+        """Whether somebody is waiting for an fd."""
+        return bool(self._short_of_fds) or self._said_no_fd
 
     @property
     def connections(self) -> int:
@@ -126,7 +134,7 @@ class ForwardServer(AcceptingServer):
             self.socket = _addresses.bound(self.family, self.address, self.backlog, reuse_port=True)
             self.address = self.socket.getsockname()
         super().init_socket()
-        _make_prompt(self.socket)
+        make_prompt(self.socket)
         self.may_exchange = may_exchange(self.socket, self.relay_options)
 
     def stop_accepting(self) -> None:
@@ -246,7 +254,10 @@ class _Connection:
         self._backend = sock = LeanSocket.over(self._reserved)
         self._reserved = None
         timeout = self._server.connect_timeout
-        self._connecting = begin(sock, destination.address, self._connected, timeout)
+        try:
+            self._connecting = begin(sock, destination.address, self._connected, timeout)
+        except BaseException as problem:
+            self._give_up(problem)
 
     def stop(self) -> None:
         """End at once, whatever is under way."""
@@ -288,7 +299,8 @@ class _Connection:
         try:
             return self._connect_in_time()
         except OSError as error:
-            if not _was_short_of_fds(error):
+            in_vain = isinstance(error, socket.gaierror) and self._server.short_of_fds
+            if not in_vain and not _was_short_of_fds(error):
                 raise
         with self._server.accepting_nobody():
             self._free_reserved()
@@ -317,9 +329,9 @@ class _Connection:
 
     def _begin_relay(self, backend: socket.socket) -> None:
         client, server = self._client, self._server
-        _make_prompt(_gevent.raw_socket(backend))
+        make_prompt(_gevent.raw_socket(backend))
         if not server.clients_are_prompt:
-            _make_prompt(_gevent.raw_socket(client))
+            make_prompt(_gevent.raw_socket(client))
         self._forwarding = Forwarding(client, backend, server.relay_options, self._ended)
         self._forwarding.start(server.may_exchange)
         self._greenlet = None
@@ -358,21 +370,20 @@ def _check_listener(listener: Any, reuse_port: bool) -> None:
         )
 
 
-def _check_target(target: Target) -> Target:
-    if callable(target) or isinstance(target, str | os.PathLike):
-        return target
-    if isinstance(target, tuple) and len(target) == 2:
-        host, port = target
-        if isinstance(host, str) and isinstance(port, int):
-            return target
-    raise TypeError(
-        f"target must be (host, port), the path of a unix socket, or a callable, not {target!r}"
-    )
+def _check_relays_alone(cls: type) -> None:
+    """Raise TypeError where a subclass would handle clients, as those of `StreamServer` do."""
+    if hasattr(cls, "handle"):
+        raise TypeError(
+            f"{cls.__name__}.handle would not be called: a ForwardServer relays its clients. "
+            "To refuse one, or to choose its target, override connect"
+        )
 
 
 def _check_connected(backend: Any) -> socket.socket:
     if isinstance(backend, socket.socket):
         return backend
+    if isinstance(backend, _socket.socket):
+        backend.close()  # nobody else will
     raise TypeError(f"a target has to return a connected gevent socket, not {backend!r}")
 
 
@@ -380,18 +391,5 @@ def _was_short_of_fds(error: OSError) -> bool:
     if error.errno in _NO_FD:
         return True
     if isinstance(error, socket.gaierror):  # it does not say why it could not look
-        try:
-            _kernel.close(_kernel.reserve_fd())
-        except OSError as now:
-            return now.errno in _NO_FD
+        return not _kernel.has_fds(_FDS_OF_A_LOOKUP)
     return False
-
-
-def _make_prompt(sock: socket.socket) -> None:
-    """Have each message sent at once, and a peer that has vanished noticed."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if option := getattr(socket, name, None):  # not everywhere by that name
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)

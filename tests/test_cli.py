@@ -293,7 +293,11 @@ BAD_ADDRESSES = {
     "http://localhost:80": "expected host:port",
     "local host:80": "expected host:port",
     "localhost:80\n": "expected host:port",
+    "a..b:80": "no host has such a name",
+    64 * "x" + ":80": "no host has such a name",
+    "local\0host:80": "the host has a NUL in it",
     "unix:": "the path is missing",
+    "unix:/a\0b": "the path has a NUL in it",
     "unix:/" + 107 * "x": "the path has more than 107 bytes",
 }
 

@@ -482,8 +482,13 @@ def forked_beside_an_exchange() -> None:
         one.forwarding.stop()
         one.line.source.close()
         one.line.sink.close()
+        os.write(to_parent, b".")
 
+    from_child, to_parent = os.pipe()
     wait = in_child(work, os.fork)
+    assert os.read(from_child, 1) == b"."  # the hub stands still: the parent takes nothing itself
+    os.close(from_child)
+    os.close(to_parent)
     assert receive(one.backend, 14) == b"for the parent"
     wait()
     there_and_back(one)

@@ -38,8 +38,7 @@ from peers import (
 from programs import Program, python
 
 import gsplice
-from gsplice import _gevent
-from gsplice import server as server_module
+from gsplice import _connecting, _gevent
 from gsplice.server import ForwardServer
 
 #: What the kernel says once it has given a vanished peer up (tcp(7), icmp(7)).
@@ -457,7 +456,8 @@ def test_a_client_that_has_vanished_is_given_up_and_makes_room_for_another(
     net: Network, serve: Any, dial: Any, means: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if means == "keepalive":  # the server turns it on, and says when it counts
-        monkeypatch.setattr(server_module, "_KEEPALIVE", dict.fromkeys(KEEPALIVE, 1))
+        options = [(getattr(socket, name), 1) for name in KEEPALIVE]
+        monkeypatch.setattr(_connecting, "_KEEPALIVE", options)
     server = serve(max_connections=1, idle_timeout=1 if means == "idle_timeout" else None)
     exchange(dial(server.address))
     net.client.down()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from peers import (
 )
 from servers import LOOPBACK
 
+from gsplice import _gevent
+from gsplice import server as server_module
 from gsplice.server import ForwardServer
 
 
@@ -257,6 +261,13 @@ def test_a_callable_with_a_bug_is_reported_and_costs_only_that_connection(
         (("host", 80, 1), {}, TypeError, "target must be"),
         (None, {}, TypeError, "target must be"),
         (("host", "80"), {}, TypeError, "target must be"),
+        (("host", 0), {}, ValueError, "the port must be from 1 to 65535"),
+        (("127.0.0.1", 70000), {}, ValueError, "the port must be from 1 to 65535"),
+        (("", 80), {}, ValueError, "the host is missing"),
+        (("\udcff", 80), {}, ValueError, "no host has such a name"),
+        (("a\0b", 80), {}, ValueError, "the host has a NUL in it"),
+        ("", {}, ValueError, "the path is missing"),
+        (Path("/" + 107 * "x"), {}, ValueError, "the path has more than 107 bytes"),
         ("x", {"idle_timeout": 0}, ValueError, "idle_timeout must be more than 0 seconds"),
         ("x", {"idle_timeout": "5"}, TypeError, "idle_timeout must be a number of seconds"),
         ("x", {"connect_timeout": -1}, ValueError, "connect_timeout must be more than 0 seconds"),
@@ -273,6 +284,61 @@ def test_bad_arguments_are_refused_when_it_is_made(
 ) -> None:
     with pytest.raises(error, match=message):
         ForwardServer(LOOPBACK, target, **options)
+
+
+def test_a_target_may_be_changed_and_a_bad_one_leaves_it_as_it_was(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(lambda address: None)
+    server.target = echo.address
+    exchange(dial(server))
+    for bad in (5, ("127.0.0.1", 70000)):
+        with pytest.raises((TypeError, ValueError)):
+            server.target = bad
+    assert server.target == echo.address
+    exchange(dial(server))
+
+
+def test_a_subclass_that_handles_clients_is_told_that_nobody_would_call_it() -> None:
+    class Filter(ForwardServer):
+        def handle(self, client: socket.socket, address: Any) -> None:
+            client.close()
+
+    with pytest.raises(TypeError, match=r"Filter\.handle would not be called.* override connect"):
+        Filter(LOOPBACK, "x")
+
+
+def test_a_connect_that_cannot_even_begin_costs_its_client_the_connection_and_nothing_else(
+    forward: Any, echo: StreamServer, dial: Any, monkeypatch: Any, hub_errors: list[Any]
+) -> None:
+    def bug(*_: Any) -> None:
+        raise OverflowError("a bug")
+
+    server = forward(echo.address)
+    with monkeypatch.context() as patch:
+        patch.setattr(server_module, "begin", bug)
+        assert receive(dial(server)) == b""
+    assert [type(error) for _, error in hub_errors] == [OverflowError]
+    hub_errors.clear()
+    assert server.connections == 0
+    exchange(dial(server))
+
+
+def test_a_family_that_the_host_has_not_got_is_a_backend_that_cannot_be_reached(
+    forward: Any, dial: Any, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    new_raw_socket = _gevent.new_raw_socket
+
+    def without_ipv6(family: int) -> Any:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return new_raw_socket(family)
+
+    monkeypatch.setattr(_gevent, "new_raw_socket", without_ipv6)
+    server = forward(("::1", 80))
+    assert receive(dial(server)) == b""
+    assert "cannot connect to the target: [Errno 97]" in caplog.text
+    assert server.connections == 0
 
 
 def test_reuse_port_is_refused_with_a_socket_that_has_its_port(listen: Any) -> None:

@@ -374,6 +374,23 @@ def test_a_name_that_could_not_be_looked_up_for_want_of_an_fd_is_looked_up_again
     assert len(tries) == 2
 
 
+def test_a_look_up_that_failed_while_others_were_short_of_fds_is_tried_again(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    tries: list[Any] = []
+
+    def target(address: Any) -> socket.socket:
+        tries.append(address)
+        if len(tries) == 1:  # and its fds have come back by the time that it is asked why
+            server._said_no_fd = True
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return socket.create_connection(echo.address)
+
+    server = forward(target)
+    exchange(dial(server))
+    assert len(tries) == 2
+
+
 def test_a_name_that_does_not_exist_is_a_backend_that_is_not_there(
     forward: Any, dial: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
