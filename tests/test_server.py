@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket as standard_socket
 import time
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,16 @@ def test_a_callable_target_that_returns_no_socket_costs_that_client_its_connecti
     assert isinstance(error, TypeError)
     assert str(error).startswith("a target has to return a connected gevent socket, not ")
     wait_until(lambda: not server.connections)
+    hub_errors.clear()
+
+
+def test_a_socket_of_others_that_a_target_returns_is_closed(
+    forward: Any, echo: StreamServer, dial: Any, hub_errors: list[Any]
+) -> None:
+    backend = standard_socket.create_connection(echo.address)
+    assert receive(dial(forward(lambda _: backend))) == b""
+    assert backend.fileno() == -1
+    assert [type(error) for _, error in hub_errors] == [TypeError]
     hub_errors.clear()
 
 
