@@ -430,10 +430,18 @@ def test_two_greenlets_that_send_a_file_which_fits_do_not_meet(
     assert receive(backend, 2) == b"xx"
 
 
-@pytest.mark.parametrize("count", [1, 1000, len(DATA)])
+@pytest.mark.parametrize(
+    ("count", "mode"), [(1, "splice"), (1000, "splice"), (8193, "auto"), (len(DATA), "auto")]
+)
 def test_sendfile_of_a_known_number_of_bytes_uses_the_system_call_too(
-    pairs: Pairs, spawn: Spawn, tmp_path: Path, count: int
+    pairs: Pairs,
+    spawn: Spawn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    mode: str,
 ) -> None:
+    monkeypatch.setenv("GSPLICE_MODE", mode)
     (tmp_path / "file").write_bytes(DATA)
     sink, backend = pairs()
     received = spawn(receive, backend, count)

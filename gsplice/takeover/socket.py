@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
-from gsplice import _gevent, _recognition, _sendfile
+from gsplice import _gevent, _options, _recognition, _sendfile
 from gsplice._endpoint import FileSource
 from gsplice._gevent import GeventSocket
 from gsplice.takeover._replacements import Replacements
@@ -20,6 +20,9 @@ from gsplice.transfer import copy
 MODULE: Final = "gevent.socket"
 
 _BYTES: Final = frozenset({bytes, bytearray, memoryview})
+#: Bytes: what gevent's own ``sendfile`` reads and sends at once. So much costs it no more system
+#: calls than it would here, and needs no look at the file.
+_BLOCK: Final = 8 * 1024
 _READ_METHODS: Final = ("recv_into", "recv", "read")
 
 
@@ -55,6 +58,8 @@ def _is_source(data: Any) -> bool:
 def _new_sendfile(original: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(original)
     def sendfile(self: GeventSocket, file: Any, offset: int = 0, count: int | None = None) -> int:
+        if count.__class__ is int and count <= _BLOCK and _is_read_as_cheaply(file):
+            return original(self, file, offset, count)
         if not _recognition.is_real_stream_socket(self):
             return original(self, file, offset, count)
         source = _recognition.regular_file(file)
@@ -66,6 +71,10 @@ def _new_sendfile(original: Callable[..., int]) -> Callable[..., int]:
         return original(self, file, offset, count)
 
     return sendfile
+
+
+def _is_read_as_cheaply(file: Any) -> bool:
+    return _recognition.is_file(file) and _options.mode("auto") != "splice"
 
 
 def _send_regular_file(
