@@ -44,7 +44,7 @@ _LEAST_MARK: Final = 4 * 1024
 #: Bytes in a read, on the average, below the first → bytes, above which a mark makes nothing
 #: cheaper. Small writes; then what is half joined by the kernel already, and better left alone;
 #: then a stream of large ones, which is read faster than it comes; then one that waits for us.
-_MOST_MARKS: Final = ((16 * 1024, 256 * 1024), (64 * 1024, 0), (256 * 1024, 128 * 1024))
+_MOST_MARKS: Final = ((16 * 1024, 256 * 1024), (100 * 1024, 0), (256 * 1024, 128 * 1024))
 #: A mark that has served for so many wake-ups was no mistake, whatever ends it.
 _PROVEN: Final = 64
 
