@@ -95,7 +95,7 @@ class Forwarding:
         """End an exchange with *error*, as a relay that has ended with it."""
         if self._ended is not None:
             self._end_exchange()
-            self._become_relay(self._client, self._backend).fail(error)
+            self._go_on().fail(error)
 
     def moved(self) -> None:
         """A message has gone through an exchange."""
@@ -121,21 +121,33 @@ class Forwarding:
 
     def last(self, way: _Way, left: bytes) -> None:
         """Go on as a relay, with what is *left* of *way*'s last message."""
-        ends: list[Any] = [self._client, self._backend]
+        from_client = from_backend = None
         if way is self._up:
-            ends[0] = SocketSource(way.source, _Held(left))
+            from_client = _Held(left)
         elif way is self._down:
-            ends[1] = SocketSource(way.source, _Held(left))
+            from_backend = _Held(left)
         else:
             return  # as above
         self._end_exchange()
-        self._become_relay(*ends).start()
+        self._go_on(from_client, from_backend).start()
 
     def abandon(self) -> None:
         """Forward nothing any more (in a forked child)."""
         self._up = self._down = None
         if self._watchdog is not None:
             self._watchdog.stop()
+
+    def _go_on(
+        self, from_client: _Held | None = None, from_backend: _Held | None = None
+    ) -> ClosingRelay:
+        """Return the relay that an exchange becomes; what was received and not sent goes first.
+
+        Its ends are not looked at again. One that somebody has closed meanwhile is met by the
+        relay, as an error like any: were it raised here, nobody would be told of the end.
+        """
+        return self._become_relay(
+            SocketSource(self._client, from_client), SocketSource(self._backend, from_backend)
+        )
 
     def _become_relay(self, client: Any, backend: Any) -> ClosingRelay:
         self._relay = relay = ClosingRelay(client, backend, **self._options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -312,6 +313,36 @@ def test_an_end_that_is_shut_down_by_another_greenlet_is_an_error(end: str, forw
     one = forwarded()
     getattr(one.line, end).shutdown(socket.SHUT_RDWR)
     assert type(one.error()) is socket.cancel_wait_ex
+
+
+@pytest.mark.parametrize("end", ["source", "sink"])
+def test_an_end_that_is_closed_by_another_greenlet_is_an_error(end: str, forwarded: Any) -> None:
+    one = forwarded()
+    there_and_back(one)
+    getattr(one.line, end).close()
+    assert type(one.error()) is socket.cancel_wait_ex
+    assert gsplice.stats().active == 0
+
+
+def test_an_end_that_is_closed_once_nobody_waits_for_it_is_an_error(forwarded: Any) -> None:
+    one = forwarded()
+    one.client.shutdown(socket.SHUT_WR)
+    assert receive(one.backend) == b""
+    one.line.source.close()
+    one.backend.sendall(b"for nobody")
+    error = one.error()
+    assert isinstance(error, OSError)
+    assert error.errno == errno.EBADF
+
+
+def test_a_socket_in_non_blocking_mode_is_forwarded_to_its_end(forwarded: Any) -> None:
+    one = forwarded()
+    one.line.sink.settimeout(0)
+    for number in range(2 * _forwarding._MOST_MESSAGES):
+        there_and_back(one, b"number %d" % number)
+    one.client.close()
+    one.backend.close()
+    assert one.error() is None
 
 
 def test_a_bug_in_a_step_ends_it_and_is_reported(
