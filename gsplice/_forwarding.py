@@ -168,8 +168,9 @@ class Forwarding:
             up.stop()
         if down is not None:
             down.stop()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        watchdog, self._watchdog = self._watchdog, None  # it refers to this object
+        if watchdog is not None:
+            watchdog.stop()
 
     def _timed_out(self) -> None:
         self.fail(TimeoutError("timed out"))
@@ -266,8 +267,8 @@ class _Way:
 
     def throw(self, error: Any) -> None:
         """Called by gevent before it closes or shuts down a socket that is waited for."""
-        assert self._forwarding is not None  # nobody waits after the end
-        self._forwarding.fail(error() if isinstance(error, type) else error)
+        if self._forwarding is not None:  # abandoned, its watcher may still be at work
+            self._forwarding.fail(error() if isinstance(error, type) else error)
 
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody: in a forked child it is the parent's."""

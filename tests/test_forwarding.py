@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import _socket
 import errno
+import gc
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +18,7 @@ from gevent.server import StreamServer
 from peers import (
     Line,
     connected,
+    errors_of_hub,
     exchange,
     fill,
     is_readable,
@@ -152,6 +155,23 @@ def test_either_may_be_the_first_to_end(first: str, any_kind: str, forwarded: An
     assert receive(near, 20) == b"and the last of mine"
     assert one.error() is None
     assert one.is_exchange
+
+
+@pytest.mark.parametrize("idle_timeout", [None, 60])
+def test_an_exchange_that_is_over_is_no_cycle(idle_timeout: float | None) -> None:
+    one = Forwarded(idle_timeout=idle_timeout)
+    there_and_back(one)
+    one.client.close()
+    one.backend.close()
+    assert one.error() is None
+    one.close()
+    kept = weakref.ref(one.line.source)
+    gc.disable()  # it would find a cycle
+    try:
+        del one
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 # Those that last.
@@ -515,9 +535,12 @@ def forked_beside_an_exchange() -> None:
         one.client.sendall(b"for the parent")
         gevent.sleep(0.05)  # would be enough to take it
         assert one.told == []
-        one.forwarding.stop()
-        one.line.source.close()
-        one.line.sink.close()
+        with errors_of_hub() as errors:
+            one.forwarding.stop()
+            one.line.source.close()
+            one.line.sink.close()
+            gevent.sleep(0)  # gevent tells who waits for them
+        assert errors == []
         os.write(to_parent, b".")
 
     from_child, to_parent = os.pipe()
