@@ -48,7 +48,7 @@ _MOST_MARKS: Final = ((16 * 1024, 256 * 1024), (100 * 1024, 0), (256 * 1024, 128
 #: A mark that has served for so many wake-ups was no mistake, whatever ends it.
 _PROVEN: Final = 64
 
-#: The answer of `Moderation.read` where there is nothing to look at.
+#: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
 
 # The kernel keeps a mark for TCP; for unix sockets poll(2) does not look at it.
@@ -116,19 +116,20 @@ class Moderation:
                 self._begin(count // self._patience)
         except OSError:
             self._give_up()
-        if not self._may_mark:
-            return NEVER
         if self._mark and remaining is not None and remaining <= self._mark:
             self._end()  # the last bytes would not fill a mark
-        return 1 if self._mark else self._patience
+        return self._reads_to_go()
 
-    def found(self, moved: int) -> None:
-        """Take note of what was there when the timer fired: *moved* is as for `read`."""
+    def found(self, moved: int) -> int:
+        """Take note of what was there when the timer fired: *moved* is as for `read`.
+
+        :return: after how many reads to call `read` again.
+        """
         count, self._moved = moved - self._moved, moved
         self._since = time.monotonic()
         if count >= self._mark:  # the loop is late: there is what the kernel was to wake us for
             self.wait()
-            return
+            return 1
         if count < self._mark // 4:
             self._patience = PATIENCE if self._wakes >= _PROVEN else self._patience * 4
             self._patience = min(self._patience, _MOST_PATIENCE)
@@ -141,6 +142,7 @@ class Moderation:
                 self._give_up()
             self.wait()
         self._wakes = 0
+        return self._reads_to_go()
 
     def wait(self) -> None:
         """Keep the bound: a wait for the source begins."""
@@ -160,6 +162,12 @@ class Moderation:
         """Leave the socket as it was."""
         if self._mark:
             self._end()
+
+    def _reads_to_go(self) -> int:
+        """Return after how many reads to look again: at each one, while a mark is set."""
+        if not self._may_mark:
+            return NEVER
+        return 1 if self._mark else self._patience
 
     def _is_stream(self, elapsed: float) -> bool:
         information = self._raw.getsockopt(IPPROTO_TCP, _TCP_INFO, _DATA_SEGMENTS_OUT.size)

@@ -126,7 +126,7 @@ class Pump(WatchingDirection):
                 if not self._take():
                     self._wait()
                 if self._owner is not None:
-                    self._moderation.found(self.moved)
+                    self._until_look = self._moderation.found(self.moved)
             self._step_is_made()
         except BaseException as error:
             self._failed(error)

@@ -93,6 +93,18 @@ def test_a_pause_ends_it_so_that_the_message_after_it_is_not_delayed(stream: Str
     transfer.stop()
 
 
+def test_lone_messages_soon_after_a_stream_are_no_stream(stream: Stream) -> None:
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=0.1).start()
+    stream.write_until_moderated()
+    wait_until(lambda: mark(stream.line.source) == 1)
+    receive(stream.line.backend, len(stream.sent))
+    for _ in range(8):
+        stream.line.client.sendall(b"alone")
+        assert receive(stream.line.backend, 5) == b"alone"
+        assert mark(stream.line.source) == 1
+    transfer.stop()
+
+
 def test_a_loop_that_is_late_is_not_taken_for_a_slow_stream(stream: Stream, spawn: Spawn) -> None:
     client, source, sink, backend = stream.line
     received = spawn(receive, backend)
