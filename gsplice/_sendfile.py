@@ -13,8 +13,6 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-import gevent
-
 from gsplice import _account, _gevent, _hub, _kernel, _options
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import FileSource, SocketSink
@@ -109,20 +107,12 @@ class FileSender(WatchingDirection):
                 return
             if count < length:
                 break
-        self._go_on(is_full=self.moved < round_ends)
-
-    def _go_on(self, is_full: bool) -> None:
-        """Wait for room where the socket *is_full*, or just for the next turn of the loop.
-
-        Whether there is more to send is asked of the file: a socket that has taken the last byte
-        may have no room for another, and there is none to wait for.
-        """
+        # A socket that has taken the last byte may have no room for another, and there is none to
+        # wait for: so the end is asked of the file.
         if self._is_at_end():
             self._finish()
-        elif is_full:
-            self._wait()
         else:
-            gevent.get_hub().loop.run_callback(self.on_writable)
+            self._wait()
 
     def _is_at_end(self) -> bool:
         try:

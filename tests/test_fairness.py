@@ -21,6 +21,7 @@ from gevent import socket
 from peers import MODES, wait_until
 
 import gsplice
+from gsplice import _gevent, _sendfile
 
 TICK = 0.005
 TICKS = 60
@@ -171,6 +172,20 @@ def test_file_to_socket(reader: socket.socket, tmp_path: Path, mode: str) -> Non
             return gsplice.Transfer(file, reader, mode=mode)
 
         assert_fair_in_rounds(make)
+
+
+def test_a_file_that_there_is_room_for_goes_out_in_many_turns_of_the_loop(
+    reader: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sendfile, "_ROUND", 4096)  # which the socket mostly has room for
+    (tmp_path / "file").write_bytes(bytes(1_000_000))
+    most = before = 0
+    with open(tmp_path / "file", "rb") as file, running(gsplice.Transfer(file, reader)) as transfer:
+        while not transfer.ready():
+            _gevent.let_loop_pass()
+            most, before = max(most, transfer.moved - before), transfer.moved
+    assert before == 1_000_000
+    assert most <= 4 * 4096, "the loop's turns are not seen exactly"
 
 
 class Endless(io.RawIOBase):
