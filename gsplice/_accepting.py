@@ -8,7 +8,7 @@ at the same socket those are theirs.
 
 from __future__ import annotations
 
-import errno
+import _socket
 import logging
 import os
 import select
@@ -18,12 +18,9 @@ from typing import Any, Final
 from gevent import GreenletExit, monkey
 from gevent.server import StreamServer
 
-from gsplice import _hub
+from gsplice import _hub, _kernel
 
 _logger = logging.getLogger("gsplice.server")
-
-#: What the kernel says at the process's limit of fds, and at the system's.
-NO_FD: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 #: So many clients are accepted at the end, at the most: what the kernel keeps in a backlog
 #: (net.core.somaxconn), and not all who go on coming.
@@ -71,7 +68,7 @@ class AcceptingServer(StreamServer):
         try:
             client = self._accept_with_an_fd(accept)
         except OSError as error:
-            if error.errno not in NO_FD:
+            if error.errno not in _kernel.NO_FD:
                 raise
             # The kernel looks for an fd before it looks for a client (accept(2)).
             if self._somebody_waits():
@@ -87,7 +84,7 @@ class AcceptingServer(StreamServer):
             return accept()
         except OSError as error:
             pipes = _hub.resources().pipes
-            if error.errno not in NO_FD or not pipes.idle:
+            if error.errno not in _kernel.NO_FD or not pipes.idle:
                 raise
             pipes.close()  # without one bytes are copied, without an fd a client is not served
             return accept()
@@ -111,3 +108,15 @@ class AcceptingServer(StreamServer):
         if not self._said_no_fd:
             self._said_no_fd = True
             _logger.warning("clients wait in the backlog: there is no fd (%s)", error.strerror)
+
+
+def check_listener(listener: Any, reuse_port: bool) -> None:
+    """Raise TypeError where *listener* cannot be what a server accepts at."""
+    if reuse_port and hasattr(listener, "accept"):
+        raise TypeError(f"reuse_port is for an address to listen at: {listener!r} has one already")
+    # gevent.socket.create_server is the standard library's, and so is what it returns.
+    if isinstance(listener, _socket.socket) and listener.gettimeout() != 0:
+        raise TypeError(
+            f"{listener!r} would block the hub: listen with a gevent.socket.socket, or give the "
+            "address and leave that to the server"
+        )

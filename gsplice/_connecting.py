@@ -27,12 +27,12 @@ from gevent import socket
 from gevent.event import AsyncResult
 from gevent.socket import AF_UNIX
 
-from gsplice import _addresses, _gevent
+from gsplice import _addresses, _gevent, _kernel
 from gsplice._gevent import GeventSocket, LeanSocket
 
 #: Seconds between two tries to connect to a unix socket whose backlog is full: nothing tells when
 #: there is room (connect(2), EAGAIN).
-RETRY: Final = 0.01
+_RETRY: Final = 0.01
 
 #: Where a client's connection goes: ``(host, port)``, the path of a unix socket, or a callable
 #: that takes the client's address and returns a connected stream socket.
@@ -46,6 +46,9 @@ _KEEPALIVE: Final = [
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
     if hasattr(socket, name)  # not everywhere by that name
 ]
+
+#: What looking up a name may take: files of the resolver's, a socket, the event loop of a thread.
+_FDS_OF_A_LOOKUP: Final = 6
 
 #: The answers of connect(2) that are no end.
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN})
@@ -173,7 +176,7 @@ class Connecting:
         self._again: Any = None  # the timer of the next try
         self._deadline: Any = None
         if answer == errno.EAGAIN:
-            self._again = _gevent.timer(RETRY, repeat=True)
+            self._again = _gevent.timer(_RETRY, repeat=True)
             self._again.start(self._step, update=True)
         else:
             self._watcher = _gevent.write_watcher(sock)
@@ -240,3 +243,21 @@ def make_prompt(sock: Any) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def check_connected(backend: Any) -> socket.socket:
+    """Return *backend*, which a target has returned, if it is a socket of gevent's."""
+    if isinstance(backend, socket.socket):
+        return backend
+    if isinstance(backend, _socket.socket):
+        backend.close()  # nobody else will
+    raise TypeError(f"a target has to return a connected gevent socket, not {backend!r}")
+
+
+def was_short_of_fds(error: OSError) -> bool:
+    """Return whether *error*, which connecting met, came of the limit of fds."""
+    if error.errno in _kernel.NO_FD:
+        return True
+    if isinstance(error, socket.gaierror):  # it does not say why it could not look
+        return not _kernel.has_fds(_FDS_OF_A_LOOKUP)
+    return False

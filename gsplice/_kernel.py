@@ -31,6 +31,9 @@ REFUSALS: Final = frozenset(
     }
 )
 
+#: What the kernel says at the process's limit of fds, and at the system's.
+NO_FD: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
 #: ``os.splice`` is in CPython from 3.10, on Linux, where the C library has it.
 HAVE_SPLICE: Final = hasattr(os, "splice")
 HAVE_SENDFILE: Final = hasattr(os, "sendfile")

@@ -18,9 +18,8 @@ import gevent
 from gevent import socket
 from gevent.event import Event
 
-from gsplice import _addresses, _connecting, _gevent, _kernel, _options, _own_methods, _reset
-from gsplice._accepting import NO_FD as _NO_FD
-from gsplice._accepting import AcceptingServer
+from gsplice import _addresses, _connecting, _gevent, _options, _own_methods, _reset
+from gsplice._accepting import AcceptingServer, check_listener
 from gsplice._connecting import Connecting, Destination, Reserve, Target, begin, make_prompt
 from gsplice._direction import TransferStopped
 from gsplice._forwarding import Forwarding, may_exchange
@@ -32,9 +31,6 @@ _logger = logging.getLogger(__name__)
 #: Seconds that looking up and connecting to the target may take. As long as two SYNs that are
 #: lost take to be sent again (RFC 6298: 1 s, then 2 s), and some more for a slow link.
 CONNECT_TIMEOUT: Final = 10.0
-
-#: What looking up a name may take: files of the resolver's, a socket, the event loop of a thread.
-_FDS_OF_A_LOOKUP: Final = 6
 
 #: Seconds between two tries to connect without an fd: nothing tells when there is one.
 _RETRY: Final = 0.01
@@ -100,7 +96,7 @@ class ForwardServer(AcceptingServer):
         self.reuse_port = reuse_port
         #: Whether connections begin as an exchange; see `Forwarding`.
         self.may_exchange = False
-        _check_listener(listener, reuse_port)
+        check_listener(listener, reuse_port)
         super().__init__(listener, self._do_nothing, backlog=backlog)
 
     @property
@@ -300,7 +296,7 @@ class _Connection:
             return self._connect_in_time()
         except OSError as error:
             in_vain = isinstance(error, socket.gaierror) and self._server.short_of_fds
-            if not in_vain and not _was_short_of_fds(error):
+            if not in_vain and not _connecting.was_short_of_fds(error):
                 raise
         with self._server.accepting_nobody():
             self._free_reserved()
@@ -308,7 +304,7 @@ class _Connection:
                 try:
                     return self._connect_in_time()
                 except OSError as error:
-                    if not _was_short_of_fds(error):
+                    if not _connecting.was_short_of_fds(error):
                         raise
                 gevent.sleep(_RETRY)
 
@@ -321,7 +317,7 @@ class _Connection:
         # Not an OSError, which create_connection would take for the failure of one address.
         with gevent.Timeout(self._server.connect_timeout) as limit:
             try:
-                return _check_connected(self._server.connect(self._address))
+                return _connecting.check_connected(self._server.connect(self._address))
             except gevent.Timeout as expired:
                 if expired is not limit:
                     raise
@@ -359,17 +355,6 @@ class _Connection:
         return f"client {_addresses.show(self._address)}"
 
 
-def _check_listener(listener: Any, reuse_port: bool) -> None:
-    if reuse_port and hasattr(listener, "accept"):
-        raise TypeError(f"reuse_port is for an address to listen at: {listener!r} has one already")
-    # gevent.socket.create_server is the standard library's, and so is what it returns.
-    if isinstance(listener, _socket.socket) and listener.gettimeout() != 0:
-        raise TypeError(
-            f"{listener!r} would block the hub: listen with a gevent.socket.socket, or give the "
-            "address and leave that to the server"
-        )
-
-
 def _check_relays_alone(cls: type) -> None:
     """Raise TypeError where a subclass would handle clients, as those of `StreamServer` do."""
     if hasattr(cls, "handle"):
@@ -377,19 +362,3 @@ def _check_relays_alone(cls: type) -> None:
             f"{cls.__name__}.handle would not be called: a ForwardServer relays its clients. "
             "To refuse one, or to choose its target, override connect"
         )
-
-
-def _check_connected(backend: Any) -> socket.socket:
-    if isinstance(backend, socket.socket):
-        return backend
-    if isinstance(backend, _socket.socket):
-        backend.close()  # nobody else will
-    raise TypeError(f"a target has to return a connected gevent socket, not {backend!r}")
-
-
-def _was_short_of_fds(error: OSError) -> bool:
-    if error.errno in _NO_FD:
-        return True
-    if isinstance(error, socket.gaierror):  # it does not say why it could not look
-        return not _kernel.has_fds(_FDS_OF_A_LOOKUP)
-    return False
