@@ -2,7 +2,8 @@
 
 Invariant: connect(2) itself says how far it is. Called again on the same socket it answers 0 once
 the connection is there, EALREADY while it is under way, and else the error that has ended it. So
-the first call and every later one are the same step.
+the first call and every later one are the same step. (Where a forked child has the socket as well,
+and was the first to ask, the 0 was for the child. Then it answers EISCONN.)
 
 Between two steps a TCP socket is waited for until it can be written. Where the backlog of a unix
 socket is full the answer is EAGAIN, and nothing tells when there is room: that is tried again after
@@ -149,7 +150,9 @@ def _ask(sock: LeanSocket, address: Any) -> int:
     """Return how far it is, as connect(2) says it."""
     connect: Callable[[Any], int] = _gevent.raw_socket(sock).connect_ex
     answer = connect(address)
-    return connect(address) if answer == errno.EINPROGRESS else answer
+    if answer == errno.EINPROGRESS:
+        answer = connect(address)
+    return 0 if answer == errno.EISCONN else answer
 
 
 def _error(answer: int) -> OSError | None:
@@ -224,8 +227,9 @@ def connect(to: Destination) -> GeventSocket:
     """Return a new socket that is connected, while the calling greenlet waits."""
     sock = LeanSocket.over(_gevent.new_raw_socket(to.family))
     outcome: AsyncResult[OSError | None] = AsyncResult()
-    connecting = begin(sock, to.address, outcome.set, None)
+    connecting = None
     try:
+        connecting = begin(sock, to.address, outcome.set, None)
         if (error := outcome.get()) is not None:
             raise error
     except BaseException:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import _socket
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
 import gevent
-from gevent import socket
+from gevent import GreenletExit, socket
 from gevent.event import Event
 
 from gsplice import _addresses, _connecting, _gevent, _options, _own_methods, _reset
@@ -222,6 +223,7 @@ class _Connection:
         "_connecting",
         "_forwarding",
         "_greenlet",
+        "_process",
         "_reserved",
         "_server",
     )
@@ -241,6 +243,7 @@ class _Connection:
         self._connecting: Connecting | None = None
         self._forwarding: Forwarding | _reset.Reset | None = None
         self._greenlet: Any = None
+        self._process = os.getpid()
 
     def start(self, destination: Destination | None) -> None:
         """Begin to connect to the target; in a greenlet, if it is not known where that is."""
@@ -285,7 +288,7 @@ class _Connection:
             self._give_up(problem)
 
     def _give_up(self, problem: BaseException) -> None:
-        if isinstance(problem, OSError):
+        if isinstance(problem, OSError) and not self._is_the_parents():
             _logger.warning("%s: cannot connect to the target: %s", self, problem)
         self._close()
         if not isinstance(problem, OSError):
@@ -324,6 +327,8 @@ class _Connection:
         raise TimeoutError("timed out")
 
     def _begin_relay(self, backend: socket.socket) -> None:
+        if self._is_the_parents():
+            raise GreenletExit
         client, server = self._client, self._server
         make_prompt(_gevent.raw_socket(backend))
         if not server.clients_are_prompt:
@@ -331,6 +336,13 @@ class _Connection:
         self._forwarding = Forwarding(client, backend, server.relay_options, self._ended)
         self._forwarding.start(server.may_exchange)
         self._greenlet = None
+
+    def _is_the_parents(self) -> bool:
+        """Whether this is a forked child's copy; what connects in the parent goes on in the child.
+
+        The parent relays its client, and tells what went wrong. Here the sockets are just closed.
+        """
+        return self._process != os.getpid()
 
     def _ended(self, relay: Relay | None) -> None:
         if relay is not None and relay.exception is not None:

@@ -14,6 +14,7 @@ import gevent
 import pytest
 from forks import in_child
 from gevent import socket
+from gevent.event import Event
 from gevent.server import StreamServer
 from peers import (
     Line,
@@ -521,14 +522,19 @@ def test_a_server_without_clients_holds_one_socket_in_reserve(
 # A forked child.
 
 
+def reinit_in_child() -> None:
+    """Have the child's event loop be its own; libev sees to that by itself."""
+    if type(gevent.get_hub().loop).__module__.startswith("gevent.libuv"):
+        gevent.reinit()  # without it parent and child poll the same fds, says libuv
+
+
 def forked_beside_an_exchange() -> None:
     """Fork beside an exchange (for the test below)."""
     one = Forwarded(idle_timeout=60)
     there_and_back(one)
 
     def work() -> None:
-        if type(gevent.get_hub().loop).__module__.startswith("gevent.libuv"):
-            gevent.reinit()  # without it parent and child poll the same fds, says libuv
+        reinit_in_child()
         assert gsplice.stats().active == 0
         way = one.forwarding._up
         assert way is None
@@ -589,3 +595,84 @@ def forked_within_a_step() -> None:
 
 def test_a_fork_by_a_signal_handler_within_a_step_sends_nothing_twice() -> None:
     run_alone(forked_within_a_step)
+
+
+def served_by_the_parent(
+    server: ForwardServer, meet: Callable[[], socket.socket], go_on: Any
+) -> None:
+    """Check that a client whose connection is being made is the parent's, whoever makes it first.
+
+    :param meet: returns the backend of the connection.
+    :param go_on: called in the child and then in the parent, so that the connection can be made.
+    """
+    server.start()
+    from_child, to_parent = os.pipe()
+    with socket.create_connection(server.address) as client:
+        client.sendall(b"for the parent")
+        wait_until(lambda: server.connections)
+        gevent.sleep(0.03)  # so that it is under way
+
+        def work() -> None:
+            reinit_in_child()
+            server.close()
+            go_on()
+            wait_until(lambda: not server.connections)
+            assert gsplice.stats().active == 0
+            os.write(to_parent, b".")
+
+        wait = in_child(work, os.fork)
+        assert os.read(from_child, 1) == b"."  # the hub stands still: the child is the first
+        go_on()
+        with meet() as backend:
+            assert receive(backend, 14) == b"for the parent"
+            backend.sendall(b"from the backend")
+            assert receive(client, 16) == b"from the backend"
+            wait()
+    os.close(from_child)
+    os.close(to_parent)
+    wait_until(lambda: not server.connections)
+    server.stop()
+
+
+def forked_while_connecting() -> None:
+    """Fork while a unix socket's backlog is full (for the test below)."""
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0gsplice-{os.getpid()}")
+        listener.listen(0)
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        in_parent = os.getpid()
+
+        def make_room() -> None:
+            if os.getpid() != in_parent:
+                listener.accept()[0].close()
+
+        path = os.fsdecode(listener.getsockname())
+        server = ForwardServer(("127.0.0.1", 0), path)
+        served_by_the_parent(server, lambda: listener.accept()[0], make_room)
+    for sock in waiting:
+        sock.close()
+
+
+def forked_while_asking() -> None:
+    """Fork while a callable looks for the target (for the test below)."""
+    found = Event()
+    backends: list[socket.socket] = []
+
+    def look(_: Any) -> socket.socket:
+        found.wait()
+        sink, backend = connected()
+        backends.append(backend)
+        return sink
+
+    server = ForwardServer(("127.0.0.1", 0), look)
+    served_by_the_parent(server, lambda: wait_until(lambda: backends)[0], found.set)
+
+
+@pytest.mark.parametrize("fork", [forked_while_connecting, forked_while_asking])
+def test_a_forked_child_leaves_a_client_that_is_being_connected_to_its_parent(
+    fork: Callable[[], None],
+) -> None:
+    run_alone(fork)
