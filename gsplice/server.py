@@ -76,6 +76,7 @@ class ForwardServer(AcceptingServer):
         reuse_port: bool = False,
     ) -> None:
         _check_relays_alone(type(self))
+        self._reserve = Reserve()
         self.target = target
         self.connect_timeout = _options.seconds("connect_timeout", connect_timeout)
         self.max_connections = _options.max_connections(max_connections)
@@ -87,7 +88,6 @@ class ForwardServer(AcceptingServer):
         #: How many connections have been accepted.
         self.accepted = 0
         self._connections: set[_Connection] = set()
-        self._reserve = Reserve()
         self._asks_target = _own_methods.has_own(self, ("connect",), __name__)
         #: Whether clients have inherited what `make_prompt` set on the listening socket.
         self.clients_are_prompt = False
@@ -108,6 +108,7 @@ class ForwardServer(AcceptingServer):
     @target.setter
     def target(self, target: Target) -> None:
         self._target = _connecting.check(target)
+        self._reserve.close()  # it was for the one before
 
     @property
     def short_of_fds(self) -> bool:
@@ -264,6 +265,7 @@ class _Connection:
             self._forwarding.stop()
         elif self._connecting is not None:
             self._connecting.stop()
+            self._connecting = None  # it refers to this object
             self._close()
         else:
             self._greenlet.kill(block=False)
@@ -331,7 +333,7 @@ class _Connection:
             raise GreenletExit
         client, server = self._client, self._server
         make_prompt(_gevent.raw_socket(backend))
-        if not server.clients_are_prompt:
+        if not server.clients_are_prompt or type(client) is not LeanSocket:
             make_prompt(_gevent.raw_socket(client))
         self._forwarding = Forwarding(client, backend, server.relay_options, self._ended)
         self._forwarding.start(server.may_exchange)

@@ -177,6 +177,14 @@ def test_a_greenlet_that_is_killed_while_it_connects_leaves_nothing(full: Any) -
     wait_until(lambda: open_fds() == before)
 
 
+def test_what_cannot_begin_for_a_greenlet_leaves_nothing() -> None:
+    before = open_fds()
+    to = Destination(socket.AF_UNIX, "x" * 200)
+    with pytest.raises(OSError, match="too long"):
+        _connecting.connect(to)
+    assert open_fds() == before
+
+
 # The socket that is made before it is needed.
 
 

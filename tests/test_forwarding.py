@@ -481,6 +481,20 @@ def test_a_client_that_is_handed_over_is_served_as_well(serve: Any, echo: Stream
     wait_until(lambda: not server.connections)
 
 
+def test_a_client_that_is_handed_over_goes_to_the_target_of_now(
+    serve: Any, echo: StreamServer
+) -> None:
+    with listening() as before:
+        server = serve(ForwardServer(("127.0.0.1", 0), before.getsockname()))
+        with socket.create_connection(server.address), before.accept()[0]:
+            server.target = echo.address
+            client, accepted = connected()
+            server.do_handle(accepted, client.getsockname())
+            exchange(client)
+            client.close()
+    wait_until(lambda: not server.connections)
+
+
 def options_of(connection: Any) -> list[tuple[int, int]]:
     """Return what is set on the two sockets of a connection of a server's."""
     return [
@@ -503,7 +517,11 @@ def test_all_sockets_are_prompt_those_that_came_before_the_server_as_well(
         with socket.create_connection(address) as late:
             exchange(late)
             assert server.clients_are_prompt
-            assert [options_of(one) for one in server._connections] == [[(1, 1)] * 2] * 2
+            handed_over, accepted = connected()
+            with handed_over:
+                server.do_handle(accepted, handed_over.getsockname())
+                exchange(handed_over)
+                assert [options_of(one) for one in server._connections] == [[(1, 1)] * 2] * 3
 
 
 def test_a_server_without_clients_holds_one_socket_in_reserve(
