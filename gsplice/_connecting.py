@@ -242,7 +242,7 @@ def connect(to: Destination) -> GeventSocket:
 
 def make_prompt(sock: Any) -> None:
     """Have each message sent at once, and a peer that has vanished noticed."""
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
+    if sock.family in _gevent.TCP_FAMILIES:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:

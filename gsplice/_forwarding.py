@@ -22,7 +22,7 @@ import errno
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
+from gevent.socket import SOCK_STREAM
 
 from gsplice import _account, _gevent, _hub, _shutdown
 from gsplice._direction import TransferStopped
@@ -31,14 +31,13 @@ from gsplice._gevent import LeanSocket
 from gsplice._watchdog import Watchdog
 from gsplice.relay import ClosingRelay, Relay
 
-_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 #: So many messages one way are no short connection any more.
 _MOST_MESSAGES: Final = 8
 
 
 def may_exchange(listener: Any, options: Mapping[str, Any]) -> bool:
     """Return whether clients of the C socket *listener* are relayed as an exchange at first."""
-    is_real = listener.type == SOCK_STREAM and listener.family in _FAMILIES
+    is_real = listener.type == SOCK_STREAM and listener.family in _gevent.STREAM_FAMILIES
     return is_real and options["mode"] != "splice"
 
 

@@ -26,6 +26,10 @@ from gevent.ssl import SSLSocket
 #: The class, named as in prose: other things are called socket as well.
 GeventSocket: TypeAlias = socket.socket
 
+#: The families whose stream sockets are TCP's, and with them those whose bytes are those of the fd.
+TCP_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+STREAM_FAMILIES: Final = (*TCP_FAMILIES, socket.AF_UNIX)
+
 #: A stream socket whose class has one of these of its own does something to the bytes.
 _DATA_METHODS: Final = ("recv", "recv_into", "send", "sendall")
 #: What a watcher waits for (EV_READ and EV_WRITE, in libev; libuv's are the same numbers).

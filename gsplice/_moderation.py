@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET
+from gevent.socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET
 
 from gsplice import _gevent
 from gsplice._gevent import GeventSocket
@@ -51,8 +51,6 @@ _PROVEN: Final = 64
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
 
-# The kernel keeps a mark for TCP; for unix sockets poll(2) does not look at it.
-_MARKED_FAMILIES: Final = (AF_INET, AF_INET6)
 # struct tcp_info (linux/tcp.h): tcpi_data_segs_out, since Linux 4.6.
 _TCP_INFO: Final = 11  # Linux's; the socket module has it nowhere else
 _DATA_SEGMENTS_OUT: Final = struct.Struct("156xI")
@@ -88,7 +86,8 @@ class Moderation:
         self._raw = _gevent.raw_socket(sock)
         self._bound = seconds
         self._due = due
-        self._may_mark = sys.platform == "linux" and self._raw.family in _MARKED_FAMILIES
+        # The kernel keeps a mark for TCP; for unix sockets poll(2) does not look at it.
+        self._may_mark = sys.platform == "linux" and self._raw.family in _gevent.TCP_FAMILIES
         self._mark = 0  # none is set
         self._own_mark = 1  # what the socket had before
         self._most = self._ceiling = _MOST_MARKS[0][1]

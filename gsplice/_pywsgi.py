@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 from wsgiref.util import FileWrapper
 
-from gevent.socket import AF_INET, AF_INET6, IPPROTO_TCP, TCP_NODELAY
+from gevent.socket import IPPROTO_TCP, TCP_NODELAY
 
 from gsplice import _body, _gevent, _kernel, _own_methods
 from gsplice._body_sender import BodySender
@@ -40,7 +40,6 @@ NEEDED: Final = (
 _WRITING: Final = ("write", "_write", "_write_with_headers", "_sendall")
 _SERVER: Final = "gevent.pywsgi"
 
-_TCP_FAMILIES: Final = (AF_INET, AF_INET6)
 _WITHOUT_BODY: Final = (204, 304)
 #: Bytes of a file: a full segment, wherever it goes. Were all of it held back with the head, each
 #: segment to the last would be filled first, which costs a tenth more CPU.
@@ -153,7 +152,7 @@ def _joined(handler: Any) -> contextlib.AbstractContextManager[None]:
 
 def _sends_at_once(sock: Any, cork: int) -> bool:
     """Whether nothing on *sock* waits for an acknowledgement, or its owner holds it back."""
-    if _gevent.socket_family(sock) not in _TCP_FAMILIES:
+    if _gevent.socket_family(sock) not in _gevent.TCP_FAMILIES:
         return True
     return bool(sock.getsockopt(IPPROTO_TCP, TCP_NODELAY) or sock.getsockopt(IPPROTO_TCP, cork))
 

@@ -13,9 +13,9 @@ import os
 import tempfile
 from collections.abc import Callable
 from socket import SocketIO
-from typing import Any, Final
+from typing import Any
 
-from gevent.socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
+from gevent.socket import SOCK_STREAM
 
 from gsplice import _body, _gevent, _kernel, _own_methods, _reader
 from gsplice._body import BodySource
@@ -32,8 +32,6 @@ from gsplice._endpoint import (
 )
 from gsplice._gevent import GeventSocket
 from gsplice._own_methods import READING, WRITING
-
-_SPLICED_FAMILIES: Final = (AF_INET, AF_INET6, AF_UNIX)
 
 
 def source(thing: Any) -> Source:
@@ -142,7 +140,7 @@ def _written_socket(raw: Any) -> Any:
 def is_real_stream_socket(sock: GeventSocket) -> bool:
     """Return whether the bytes of *sock* are those of its fd."""
     return (
-        _gevent.socket_family(sock) in _SPLICED_FAMILIES
+        _gevent.socket_family(sock) in _gevent.STREAM_FAMILIES
         and _gevent.socket_type(sock) == SOCK_STREAM
         and not _gevent.own_data_methods(sock)
     )

@@ -123,7 +123,7 @@ class Reset:
 
 
 def _has_resets(sock: GeventSocket) -> bool:
-    return _gevent.socket_family(sock) in (socket.AF_INET, socket.AF_INET6)
+    return _gevent.socket_family(sock) in _gevent.TCP_FAMILIES
 
 
 def _has_gone(sock: GeventSocket) -> bool:
