@@ -201,7 +201,7 @@ class Connecting:
 
     def throw(self, error: Any) -> None:
         """Called by gevent before it closes a socket that is waited for."""
-        self._end(error() if isinstance(error, type) else error)
+        self._end(_gevent.thrown(error))
 
     def _step(self) -> bool:
         """Ask how far it is; return whether it has to go on."""

@@ -110,7 +110,7 @@ class Direction:
 
         It is called by gevent, before it closes or shuts down a socket that is waited for.
         """
-        self.fail(error() if isinstance(error, type) else error)
+        self.fail(_gevent.thrown(error))
 
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody: in a forked child it is the parent's transfer.

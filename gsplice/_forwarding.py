@@ -267,7 +267,7 @@ class _Way:
     def throw(self, error: Any) -> None:
         """Called by gevent before it closes or shuts down a socket that is waited for."""
         if self._forwarding is not None:  # abandoned, its watcher may still be at work
-            self._forwarding.fail(error() if isinstance(error, type) else error)
+            self._forwarding.fail(_gevent.thrown(error))
 
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody: in a forked child it is the parent's."""

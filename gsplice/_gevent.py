@@ -198,12 +198,16 @@ def start(watcher: Any, callback: Callable[..., None]) -> None:
     libuv stops polling an fd once it has reported an error on it, whatever is left to read there,
     and says so in negative events only: there *callback* gets the events, and has to `restart`.
     """
-    if watcher.callback is not None:
-        check_unused(watcher)
+    check_unused(watcher)
     if type(watcher).__module__.startswith("gevent.libuv"):
         watcher.start(callback, pass_events=True)
     else:
         watcher.start(callback)
+
+
+def thrown(error: Any) -> Any:
+    """Return the exception that gevent throws at who waits; it gives one, or a class of them."""
+    return error() if isinstance(error, type) else error
 
 
 def restart(watcher: Any, callback: Callable[..., None]) -> None:

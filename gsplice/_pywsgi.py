@@ -98,7 +98,7 @@ def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
         return _send_file(handler, under, left)
     first = first_block(under)
     left = _write(handler, first, left)
-    return _send_rest(handler, under, left) if first else left
+    return _less(left, _send_rest(handler, under, left)) if first else left
 
 
 def _send_file(handler: Any, file: FileSource, left: int | None) -> int | None:
@@ -106,11 +106,10 @@ def _send_file(handler: Any, file: FileSource, left: int | None) -> int | None:
     first = _WITH_THE_HEAD if left is None else min(left, _WITH_THE_HEAD)
     with _joined(handler):
         handler.write(b"")
-        missing = _send_rest(handler, file, first)
-    rest = None if left is None else left - first
-    if missing or rest == 0:
-        return None if rest is None or missing is None else missing + rest
-    return _send_rest(handler, file, rest)
+        sent = _send_rest(handler, file, first)
+    if sent == first and sent != left:
+        sent += _send_rest(handler, file, _less(left, sent))
+    return _less(left, sent)
 
 
 def _write(handler: Any, block: bytes, left: int | None) -> int | None:
@@ -123,7 +122,12 @@ def _write(handler: Any, block: bytes, left: int | None) -> int | None:
     return left
 
 
-def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
+def _less(left: int | None, sent: int) -> int | None:
+    return None if left is None else left - sent
+
+
+def _send_rest(handler: Any, under: Any, left: int | None) -> int:
+    """Send what is left of *under*, at most *left* bytes; return how many that were."""
     sender = BodySender(handler.socket, handler.response_use_chunked)
     try:
         sender.send(under, left)
@@ -133,7 +137,7 @@ def _send_rest(handler: Any, under: Any, left: int | None) -> int | None:
         raise
     finally:
         handler.response_length += sender.moved + sender.framing
-    return None if left is None else left - sender.moved
+    return sender.moved
 
 
 def _lost_client(handler: Any, error: OSError) -> None:
