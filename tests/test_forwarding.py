@@ -30,7 +30,6 @@ from peers import (
     receive,
     reset,
     run_alone,
-    send_back,
     small_buffers,
     wait_until,
 )
@@ -424,27 +423,6 @@ def test_an_error_that_the_loop_reports_for_nothing_is_not_the_end(forwarded: An
 
 
 # In a server.
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[StreamServer], StreamServer]]:
-    """Start servers; at the end all are stopped."""
-    started: list[StreamServer] = []
-
-    def start(server: StreamServer) -> StreamServer:
-        server.start()
-        started.append(server)
-        return server
-
-    yield start
-    for server in started:
-        server.stop(0)
-
-
-@pytest.fixture
-def echo(serve: Any) -> StreamServer:
-    """Run a backend that sends back what it gets."""
-    return serve(StreamServer(("127.0.0.1", 0), send_back))
 
 
 def test_a_short_connection_needs_no_greenlet(

@@ -77,20 +77,6 @@ def bound_buffers(host: Host) -> None:
         host.set(name, f"4096 131072 {1 << 20}")
 
 
-@pytest.fixture
-def keep() -> Iterator[Callable[..., Any]]:
-    """Keep sockets open until the end of the test."""
-    kept: list[socket.socket] = []
-
-    def keep_one(sock: socket.socket) -> socket.socket:
-        kept.append(sock)
-        return sock
-
-    yield keep_one
-    for sock in kept:
-        sock.close()
-
-
 def socket_on(host: Host) -> socket.socket:
     with host.entered():
         return socket.socket()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ import gsplice
 
 each_task = pytest.mark.parametrize("make", [gsplice.Transfer, gsplice.Relay])
 MakeTask = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def unflushed(ends: Line) -> Iterator[gsplice.Transfer]:
+    """Make a transfer to a writer that has 900,000 bytes to flush first; nobody reads them yet."""
+    small_buffers(ends.sink)
+    with ends.sink.makefile("wb", 1_000_000) as writer:
+        writer.write(pattern(900_000))
+        ends.client.sendall(b"hello")
+        yield gsplice.Transfer(ends.source, writer)
 
 
 def end_both(ends: Line) -> None:
@@ -277,11 +288,7 @@ def test_stop_while_start_still_flushes_the_writer(
     line: MakeLine, pairs: Pairs, spawn: Spawn
 ) -> None:
     ends = line("unix")
-    small_buffers(ends.sink)
-    with ends.sink.makefile("wb", 1_000_000) as writer:
-        writer.write(pattern(900_000))
-        ends.client.sendall(b"hello")
-        transfer = gsplice.Transfer(ends.source, writer)
+    with unflushed(ends) as transfer:
         starting = spawn(transfer.start)
         wait_until(lambda: waits_to_write(ends.sink))
         transfer.stop()
@@ -298,11 +305,7 @@ def test_kill_of_a_caller_while_the_writer_is_still_flushed_ends_it(
     line: MakeLine, spawn: Spawn
 ) -> None:
     ends = line("unix")
-    small_buffers(ends.sink)
-    with ends.sink.makefile("wb", 1_000_000) as writer:
-        writer.write(pattern(900_000))
-        ends.client.sendall(b"hello")
-        transfer = gsplice.Transfer(ends.source, writer)
+    with unflushed(ends) as transfer:
         caller = spawn(transfer.run)
         wait_until(lambda: waits_to_write(ends.sink))
         caller.kill(timeout=5)
