@@ -14,6 +14,9 @@ Invariant: a forwarding ends once. An exchange ends by itself only where both wa
 their end of file; whatever else ends one (an error, `stop`) is the end of the relay that it has
 become by then. An exchange that is over has no watcher and no timer, and refers to nothing that
 refers to it.
+
+Invariant: a step is made whole, as in `_direction`: what would end an exchange in the middle of one
+(the handler of a signal) ends it after that.
 """
 
 from __future__ import annotations
@@ -48,7 +51,18 @@ class Forwarding:
     :param ended: called in the hub at the end, with the relay if it was one by then.
     """
 
-    __slots__ = ("_backend", "_client", "_down", "_ended", "_options", "_relay", "_up", "_watchdog")
+    __slots__ = (
+        "_backend",
+        "_client",
+        "_down",
+        "_end_is_due",
+        "_ended",
+        "_options",
+        "_relay",
+        "_up",
+        "_watchdog",
+        "in_step",
+    )
 
     def __init__(
         self,
@@ -65,6 +79,9 @@ class Forwarding:
         self._down: _Way | None = None
         self._relay: ClosingRelay | None = None
         self._watchdog: Watchdog | None = None
+        #: Whether a step of an exchange is under way.
+        self.in_step = False
+        self._end_is_due: BaseException | None = None  # with this, once the step has been made
 
     def start(self, exchange: bool) -> None:
         """Begin; what the client has sent already goes at once.
@@ -79,22 +96,37 @@ class Forwarding:
             ends = (self._client, self._backend)
             self._watchdog = Watchdog(idle_timeout, self._timed_out, ends)
             self._watchdog.start()
-        self._up = up = _Way(self, self._client, self._backend)
-        self._down = _Way(self, self._backend, self._client)
+        self.in_step = True
+        try:
+            self._up = up = _Way(self, self._client, self._backend)
+            self._down = _Way(self, self._backend, self._client)
+        finally:
+            self.in_step = False
         up.on_readable()
 
     def stop(self) -> None:
-        """End at once; after the end it does nothing."""
-        if self._relay is not None:
+        """End at once, or with the step under way; after the end it does nothing."""
+        if self._relay is not None and not self.in_step:
             self._relay.stop()
         else:
             self.fail(TransferStopped("the transfer was stopped"))
 
     def fail(self, error: BaseException) -> None:
-        """End an exchange with *error*, as a relay that has ended with it."""
-        if self._ended is not None:
+        """End with *error* at once, or with the step under way: an exchange as a relay does."""
+        if self.in_step:
+            self._end_is_due = self._end_is_due or error
+        elif self._relay is not None:
+            self._relay.fail(error)
+        elif self._ended is not None:
             self._end_exchange()
             self._go_on().fail(error)
+
+    def step_is_made(self) -> None:
+        """Take note that a step of an exchange has been made whole, and end now if that is due."""
+        self.in_step = False  # before the look: what asks for the end from here on, ends it
+        error, self._end_is_due = self._end_is_due, None
+        if error is not None:
+            self.fail(error)
 
     def moved(self) -> None:
         """A message has gone through an exchange."""
@@ -109,7 +141,7 @@ class Forwarding:
         elif way is self._down:
             self._down = None
         else:
-            return  # it has been stopped by the handler of a signal, within the step
+            return  # the handler of a signal has forked within the step, and this is the child
         if self._up is self._down:
             self._end(None)
             return
@@ -233,23 +265,29 @@ class _Way:
         forwarding = self._forwarding
         if forwarding is None:
             return
+        forwarding.in_step = True
         try:
-            try:
-                count = self._receive(self._buffer)
-            except BlockingIOError:
-                count = -1
-            except OSError as error:
-                forwarding.fail(error.with_traceback(None))
-                return
-            if count > 0:
-                self._pass_on(forwarding, count)
-            elif not count:
-                forwarding.end_of(self)
+            self._step(forwarding)
+            forwarding.step_is_made()
             if events < 0 and self._forwarding is not None:
                 _gevent.restart(self._watcher, self.on_readable)
         except BaseException:
+            forwarding.in_step = False
             forwarding.fail(TransferStopped("interrupted"))
             raise
+
+    def _step(self, forwarding: Forwarding) -> None:
+        try:
+            count = self._receive(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            forwarding.fail(error.with_traceback(None))
+            return
+        if count:
+            self._pass_on(forwarding, count)
+        else:
+            forwarding.end_of(self)
 
     def _pass_on(self, forwarding: Forwarding, count: int) -> None:
         data = self._buffer[:count]

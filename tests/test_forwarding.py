@@ -563,6 +563,39 @@ def test_a_forked_child_leaves_an_exchange_to_its_parent() -> None:
     run_alone(forked_beside_an_exchange)
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("call", ["_receive", "_send"])
+@pytest.mark.parametrize("what", ["a message", "maybe a stream", "what the sink does not take"])
+def test_stop_by_a_signal_handler_within_a_step_loses_nothing(
+    moment: str, call: str, what: str, forwarded: Any
+) -> None:
+    one = forwarded()
+    way = one.forwarding._up
+    message = pattern(_hub.SMALL_READ if what == "maybe a stream" else 5)
+    is_full = what == "what the sink does not take"
+    if is_full:
+        fill(one.line.sink)
+    system_call = getattr(way, call)
+
+    def interrupted(buffer: Any) -> Any:
+        if moment == "before":
+            one.forwarding.stop()
+        try:
+            return system_call(buffer)
+        finally:
+            one.forwarding.stop()
+
+    setattr(way, call, interrupted)
+    one.client.sendall(message)
+    assert isinstance(one.error(), TransferStopped)
+    (relay,) = one.told
+    if is_full:
+        assert (way.moved + relay.moved, relay.undelivered) == (0, message)
+    else:
+        assert (way.moved + relay.moved, relay.undelivered) == (len(message), b"")
+        assert receive(one.backend, len(message)) == message
+
+
 def forked_within_a_step() -> None:
     """Fork in the middle of a step, as the handler of a signal may (for the test below)."""
     one = Forwarded()
