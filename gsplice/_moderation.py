@@ -1,22 +1,28 @@
 """Receive moderation: on a stream, one wake-up for many writes.
 
-A relay is woken for each segment that arrives, and on small writes that is most of what it costs;
-on large ones it makes each splice(2) a short one.
-``SO_RCVLOWAT`` makes the kernel wake it when a *mark* of bytes is there (socket(7), tcp(7)); end of
-file, errors and a full window wake it all the same.
+A relay is woken for each segment that arrives, and on small writes that is most of what it costs.
+A network driver has the same trouble with interrupts, and under load it turns them off and polls
+(Linux's NAPI). So it is done here: nobody waits for the source of small reads, and each tick of a
+timer takes all that is there. It helps the sender as well: while nothing is read there is no window
+to open, so the kernel acknowledges nothing, and what is written in the meantime joins to large
+segments in the sender's queue.
 
-Invariant: while a mark is set a timer runs that was started at the last read, for half of the
-bound, or a millisecond, which is the least that event loops count in. When it fires, what is there
-is taken. So no byte waits for company longer than the bound, and what the loop is late.
+Larger reads have to be made seldom enough as well, but a millisecond's bytes may be too many of
+them, for the caches and for what a connection may have under way. There ``SO_RCVLOWAT`` makes the
+kernel wake us when a *mark* of bytes is there (socket(7), tcp(7)). For small reads it is the wrong
+means: below its mark the kernel acknowledges every second segment at once, at the sender's cost.
 
-Invariant: a mark is set only on a stream. That is a source which has been read `patience` times
-in a row without a pause, while nothing at all was sent to its peer: whoever waits for an answer
-gets one, so an exchange of requests and responses never looks like a stream. The first time that
-the timer finds little, the stream has paused, and the mark is taken away.
+Invariant: on a stream a timer ticks every `PERIOD`, and no bound is shorter. Each tick takes what
+is there. So no byte waits longer than the bound, and what the loop is late.
 
-The mark follows the stream: it doubles while the kernel wakes us in a fraction of the bound, and
-halves when it does not. A sender that cannot have as much under way as the mark asks for would
-wait for us while we wait for it; the timer's firing tells, and the mark keeps below from then on.
+Invariant: a stream is a source that has been read `patience` times in a row without a pause, while
+nothing at all was sent to its peer: whoever waits for an answer gets one, so an exchange of
+requests and responses never looks like a stream. At the first tick that finds little, or that the
+peer has been sent something, it is no stream any more, and is waited for as ever.
+
+Invariant: no stream stays slower than it was. A sender that may not have under way what flows in a
+period, or what the mark asks for, waits for us while we wait for it. So what the first ticks bring
+is held against what came before them.
 """
 
 from __future__ import annotations
@@ -33,20 +39,38 @@ from gevent.socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET
 from gsplice import _gevent
 from gsplice._gevent import GeventSocket
 
-#: Reads in a row that make a stream, at first. Each time that a mark was a mistake it takes four
-#: times as many to try again.
+#: Seconds from one tick to the next: the least that event loops count in.
+PERIOD: Final = 0.001
+#: Reads in a row that make a stream, at first. Each time that it was a mistake it takes four times
+#: as many to try again.
 PATIENCE: Final = 32
 _MOST_PATIENCE: Final = 32 * 4**5
-#: Seconds from one read to the next, on the average, beyond which a source is not in a hurry.
-_QUICK: Final = 0.0001
-#: Bytes: below this a wake-up saves nothing.
-_LEAST_MARK: Final = 4 * 1024
-#: Bytes in a read, on the average, below the first → bytes, above which a mark makes nothing
-#: cheaper. Small writes; then what is half joined by the kernel already, and better left alone;
-#: then a stream of large ones, which is read faster than it comes; then one that waits for us.
-_MOST_MARKS: Final = ((16 * 1024, 256 * 1024), (100 * 1024, 0), (256 * 1024, 128 * 1024))
-#: A mark that has served for so many wake-ups was no mistake, whatever ends it.
-_PROVEN: Final = 64
+#: Seconds from one read to the next, on the average, that are quick; and those beyond which there
+#: is nothing to save.
+_QUICK: Final = PERIOD / 10
+_SLOW: Final = PERIOD / 2
+#: Bytes: reads that bring fewer, on the average, are small. The source is polled.
+_SMALL: Final = 16 * 1024
+#: Those that bring so many, and not more than the second figure, are those of a stream of large
+#: writes that is read faster than it comes: there is a mark. What brings less is half joined by the
+#: kernel already, what brings more waits for us, and both are better left alone.
+_LARGE: Final = (100 * 1024, 256 * 1024)
+#: Bytes in a period, below which the source is one of many, or its network slow, and can wait for a
+#: mark as well.
+_THIN: Final = 600 * 1024
+#: Bytes that the kernel waits for.
+_MARK: Final = 256 * 1024
+#: Bytes: a tick that finds less has found a pause.
+_LITTLE: Final = 4 * 1024
+#: After so many ticks it is seen whether they bring less than this part of what came before. What
+#: that was is the most that was seen, which fades by this factor with each look.
+_TRIAL: Final = 16
+_SLOWER: Final = 0.75
+_FADING: Final = 0.9
+#: A stream that was one for so many ticks was no mistake, however it ends.
+_PROVEN: Final = 4
+#: After so many ticks it is looked at anew, as its reads may be others by now.
+_TERM: Final = 256
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
@@ -57,46 +81,55 @@ _DATA_SEGMENTS_OUT: Final = struct.Struct("156xI")
 
 
 class Moderation:
-    """Sets the mark of one source, and takes it away.
+    """Decides when one source is a stream, and ticks as long as it is.
 
-    :param sock: the source.
-    :param seconds: the bound.
-    :param due: called in the hub when a byte may have waited long enough; it takes what is there
-        and calls `found`.
+    :param source: a socket.
+    :param sink: where its bytes go, if that is a socket.
+    :param due: called in the hub at each tick; it takes what is there and calls `found`.
     """
 
     __slots__ = (
-        "_bound",
-        "_ceiling",
+        "_began",
         "_due",
-        "_mark",
+        "_flow_before",
+        "_may_begin",
         "_may_mark",
-        "_most",
         "_moved",
+        "_moved_before",
         "_own_mark",
         "_patience",
         "_raw",
         "_segments",
         "_since",
+        "_ticks",
         "_timer",
-        "_wakes",
     )
 
-    def __init__(self, sock: GeventSocket, seconds: float, due: Callable[[], None]) -> None:
-        self._raw = _gevent.raw_socket(sock)
-        self._bound = seconds
+    def __init__(
+        self, source: GeventSocket, sink: GeventSocket | None, due: Callable[[], None]
+    ) -> None:
+        self._raw = _gevent.raw_socket(source)
         self._due = due
-        # The kernel keeps a mark for TCP; for unix sockets poll(2) does not look at it.
-        self._may_mark = sys.platform == "linux" and self._raw.family in _gevent.TCP_FAMILIES
-        self._mark = 0  # none is set
-        self._own_mark = 1  # what the socket had before
-        self._most = self._ceiling = _MOST_MARKS[0][1]
+        # Of a unix socket nobody can say whether its peer was sent anything.
+        self._may_begin = sys.platform == "linux" and source.family in _gevent.TCP_FAMILIES
+        # The send queue of a unix socket has less room than a mark.
+        self._may_mark = sink is not None and sink.family in _gevent.TCP_FAMILIES
         self._patience = PATIENCE
-        self._wakes = 0  # since the mark was set, or the timer fired
-        self._timer: Any = None
-        self._moved = 0
-        self._since = 0.0
         self._segments = -1  # sent to the source's peer up to the last look
+        self._moved = 0  # up to the last look
+        self._since = 0.0  # when that was
+        self._flow_before = 0  # bytes in a period, where each read was waited for
+        # Of a stream:
+        self._timer: Any = None
+        self._ticks = 0
+        self._own_mark = 0  # what the socket had before it was given ours
+        self._began = 0.0
+        self._moved_before = 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the source is looked at by the timer."""
+        return self._timer is not None
 
     def read(self, moved: int, remaining: int | None) -> int:
         """Take note that the source was readable and was read.
@@ -108,110 +141,107 @@ class Moderation:
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         count, self._moved = moved - self._moved, moved
-        try:
-            if self._mark:
-                self._follow(elapsed)
-            elif self._may_mark and self._is_stream(elapsed):
-                self._begin(count // self._patience)
-        except OSError:
-            self._give_up()
-        if self._mark and remaining is not None and remaining <= self._mark:
-            self._end()  # the last bytes would not fill a mark
+        if self._may_begin and not self._has_answered():
+            flow = int(count / elapsed * PERIOD)
+            self._flow_before = max(flow, int(self._flow_before * _FADING))
+            mark = self._mark_for(count // self._patience, elapsed / self._patience, flow)
+            if mark is not None and (remaining is None or remaining > flow):
+                self._begin(mark)
         return self._reads_to_go()
 
-    def found(self, moved: int) -> int:
-        """Take note of what was there when the timer fired: *moved* is as for `read`.
-
-        :return: after how many reads to call `read` again.
-        """
+    def found(self, moved: int, remaining: int | None) -> int:
+        """Take note of what a tick has found; the parameters and the result are those of `read`."""
+        now = time.monotonic()
+        if now - self._since < PERIOD / 2:
+            return NEVER  # the tick before was late
         count, self._moved = moved - self._moved, moved
-        self._since = time.monotonic()
-        if count >= self._mark:  # the loop is late: there is what the kernel was to wake us for
-            self.wait()
-            return 1
-        if count < self._mark // 4:
-            self._patience = PATIENCE if self._wakes >= _PROVEN else self._patience * 4
-            self._patience = min(self._patience, _MOST_PATIENCE)
-            self._end()
-        else:
-            self._ceiling = max(self._mark // 2, _LEAST_MARK)
-            try:
-                self._set(self._ceiling)
-            except OSError:
-                self._give_up()
-            self.wait()
-        self._wakes = 0
+        self._since = now
+        self._ticks += 1
+        is_mistake = self._ticks in (_TRIAL, _TERM) and self._is_slower()
+        if is_mistake or count < _LITTLE or self._has_answered():
+            self._end(is_mistake or self._ticks < _PROVEN)
+        elif self._ticks == _TERM or (remaining is not None and remaining <= count):
+            self._end(False)  # the last bytes are not worth a wait
         return self._reads_to_go()
 
-    def wait(self) -> None:
-        """Keep the bound: a wait for the source begins."""
-        if self._mark:
-            self._timer.again(self._due, update=False)
+    def wait(self) -> bool:
+        """Tick, if it is a stream; return whether nobody has to wait for the source then."""
+        if self._timer is None:
+            return False
+        if not self._timer.active:
+            self._timer.start(self._due)
+        return not self._own_mark
 
     def pause(self) -> None:
-        """Nothing waits for the source now, though the timer has fired; `wait` goes on."""
+        """Do not tick until `wait` is called: what was read waits for the sink."""
         self._timer.stop()
 
     def abandon(self) -> None:
-        """Never fire again, and leave the socket alone: in a forked child it is the parent's."""
-        if self._timer is not None:
-            self._timer.close()
+        """Never tick again, and leave the socket alone: in a forked child it is the parent's."""
+        self._own_mark = 0
+        self.close()
 
     def close(self) -> None:
-        """Leave the socket as it was."""
-        if self._mark:
-            self._end()
+        """Never tick again, and leave the socket as it was."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.close()
+        own_mark, self._own_mark = self._own_mark, 0
+        if own_mark:
+            with contextlib.suppress(OSError):  # closed by now, perhaps
+                self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, own_mark)
 
     def _reads_to_go(self) -> int:
-        """Return after how many reads to look again: at each one, while a mark is set."""
-        if not self._may_mark:
-            return NEVER
-        return 1 if self._mark else self._patience
+        """Return after how many reads to look: a stream is looked at when it ticks."""
+        return NEVER if self.is_stream or not self._may_begin else self._patience
 
-    def _is_stream(self, elapsed: float) -> bool:
-        information = self._raw.getsockopt(IPPROTO_TCP, _TCP_INFO, _DATA_SEGMENTS_OUT.size)
-        if len(information) < _DATA_SEGMENTS_OUT.size:
-            self._may_mark = False
-            return False
-        before, (self._segments,) = self._segments, _DATA_SEGMENTS_OUT.unpack(information)
-        return elapsed < self._patience * _QUICK and self._segments == before
+    def _mark_for(self, average: int, pace: float, flow: int) -> int | None:
+        """Return the mark of a stream, 0 for one to poll, None for what is better left alone.
 
-    def _follow(self, elapsed: float) -> None:
-        self._wakes += 1
-        if self._wakes % _PROVEN == 0 and self._ceiling < self._most:
-            self._ceiling *= 2  # what was too much may not be any more
-        if elapsed < self._bound / 4 and self._mark < self._ceiling:
-            self._set(min(2 * self._mark, self._ceiling))
-        self.wait()
-
-    def _begin(self, average: int) -> None:
-        """Set the first mark, on a stream whose reads bring *average* bytes."""
-        most = next((most for below, most in _MOST_MARKS if average < below), 0)
-        if not most:
-            return
-        if most != self._most:
-            self._most = self._ceiling = most
-        self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
-        self._timer = _gevent.timer(self._bound / 2, repeat=True)
-        self._set(min(max(2 * average, _LEAST_MARK), self._ceiling))
-        self.wait()
-
-    def _set(self, mark: int) -> None:
-        self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, mark)
-        self._mark = mark
-
-    def _give_up(self) -> None:
-        """Do without a mark after an error; what it means for the bytes, they will tell.
-
-        A kernel, or what stands for one, may have no such option.
+        :param average: bytes that a read brings.
+        :param pace: seconds from one read to the next.
+        :param flow: bytes that come in a period.
         """
-        self._may_mark = False
-        if self._timer is not None:
-            self._end()
+        if average < _SMALL:
+            return 0 if pace < _QUICK else None
+        least, most = _LARGE
+        is_large = least <= average < most and pace < _QUICK
+        is_thin = flow < _THIN and pace < _SLOW
+        return _MARK if self._may_mark and (is_large or is_thin) else None
 
-    def _end(self) -> None:
-        self._mark = 0
-        timer, self._timer = self._timer, None
-        timer.close()
-        with contextlib.suppress(OSError):  # closed by now, perhaps
-            self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, self._own_mark)
+    def _begin(self, mark: int) -> None:
+        """Tick; set *mark*, unless that is 0."""
+        if mark:
+            try:
+                own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
+                self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, mark)
+            except OSError:
+                self._may_begin = False
+                return
+            self._own_mark = own_mark
+        self._moved_before, self._began = self._moved, self._since
+        self._ticks = 0
+        self._timer = _gevent.timer(PERIOD, repeat=True)
+
+    def _end(self, is_mistake: bool) -> None:
+        self._patience = min(self._patience * 4, _MOST_PATIENCE) if is_mistake else PATIENCE
+        self.close()
+
+    def _has_answered(self) -> bool:
+        """Return whether the peer was sent anything since the last look, as far as is known.
+
+        A kernel, or what stands for one, may not know. Of another error the bytes will tell.
+        """
+        try:
+            information = self._raw.getsockopt(IPPROTO_TCP, _TCP_INFO, _DATA_SEGMENTS_OUT.size)
+        except OSError:
+            information = b""
+        if len(information) < _DATA_SEGMENTS_OUT.size:
+            self._may_begin = False
+            return True
+        before, (self._segments,) = self._segments, _DATA_SEGMENTS_OUT.unpack(information)
+        return self._segments != before
+
+    def _is_slower(self) -> bool:
+        periods = (self._since - self._began) / PERIOD
+        return self._moved - self._moved_before < self._flow_before * periods * _SLOWER

@@ -25,7 +25,7 @@ from gsplice import _account, _gevent, _hub, _kernel
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import FileSink, SocketSink, SocketSource
 from gsplice._gevent import GeventSocket
-from gsplice._moderation import NEVER, PATIENCE, Moderation
+from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation
 from gsplice._pipe import Pipe
 
 #: A round that splices less than this would have been cheaper to copy.
@@ -34,6 +34,11 @@ _SHORT: Final = 8 * 1024
 _MUCH: Final = 64 * 1024
 #: So many short rounds in a row, and reads are copied again.
 _SHORT_ROUNDS: Final = 2
+#: So many rounds for one tick, at the most: what is left then is waited for as ever.
+_ROUNDS: Final = 8
+#: A round that brings less has come so close to the sender that it is left alone until the next
+#: tick.
+_LITTLE: Final = 16 * 1024
 #: So many rounds at the end of a relay, at the most, so that a source that goes on is not followed.
 _LAST_ROUNDS: Final = 64
 
@@ -43,7 +48,6 @@ class Pump(WatchingDirection):
 
     __slots__ = (
         "_always_splice",
-        "_bound",
         "_buffer",
         "_may_splice",
         "_moderation",
@@ -83,9 +87,8 @@ class Pump(WatchingDirection):
         expected = self._may_splice and count is not None and count >= _MUCH
         self._streaming = self._always_splice or expected
         self._short_rounds = 0
-        self._bound = moderation
         self._moderation: Moderation | None = None  # made when there are enough reads to look at
-        self._until_look = PATIENCE if moderation else NEVER  # reads
+        self._until_look = PATIENCE if moderation >= PERIOD else NEVER  # reads
 
     def sockets(self) -> list[GeventSocket]:
         """Return the source, and the sink if it is one."""
@@ -115,18 +118,19 @@ class Pump(WatchingDirection):
             self._failed(error)
 
     def on_due(self) -> None:
-        """Moderation has come to its bound: what is there must not wait any longer."""
+        """A tick: take what is there."""
         self._in_step = True
         try:
-            if self._moderation is None:
+            moderation = self._moderation
+            if moderation is None:
                 return
             if self._holds_bytes():
-                self._moderation.pause()  # it waits for the sink
+                moderation.pause()  # it waits for the sink
             else:
-                if not self._take():
-                    self._wait()
-                if self._owner is not None:
-                    self._until_look = self._moderation.found(self.moved)
+                drained = self._drain()
+                if self._owner is not None and not self._holds_bytes():
+                    self._until_look = moderation.found(self.moved, self._remaining)
+                self._go_on(drained)
             self._step_is_made()
         except BaseException as error:
             self._failed(error)
@@ -137,10 +141,8 @@ class Pump(WatchingDirection):
         try:
             if self._owner is None:
                 return
-            if self._deliver():
-                # The source of a stream mostly has more: asking it costs less than two watchers.
-                self._take()
-            self._wait()
+            # The source of a stream mostly has more: asking it costs less than two watchers.
+            self._go_on(drained=not (self._deliver() and self._take()))
             if events < 0:
                 self._poll_again()
             self._step_is_made()
@@ -171,6 +173,23 @@ class Pump(WatchingDirection):
         if self._remaining == 0:
             return False
         return self._splice() if self._streaming else self._copy()
+
+    def _drain(self) -> bool:
+        """Take what is there, but no more than is fair; return whether that was about all."""
+        for _ in range(_ROUNDS):
+            before = self.moved
+            if not self._take() or self.moved - before < _LITTLE:
+                return True
+        return False
+
+    def _go_on(self, drained: bool) -> None:
+        """Wait for what comes next; a source that was not *drained* is ready at once."""
+        if drained:
+            self._wait()
+        else:
+            if self._moderation is not None and self._moderation.wait():
+                self._until_look = 1  # and then no further than to the next tick
+            self._wait_for_source()
 
     def _copy(self) -> bool:
         """Receive into the scratch buffer, and send what came.
@@ -285,11 +304,14 @@ class Pump(WatchingDirection):
             self._wait_for_sink()
         elif self._remaining == 0:
             self._finish()
+        elif self._moderation is not None and self._moderation.wait():
+            self._stop_waiting()
         else:
-            sock = self._source.socket
-            self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
-            if self._moderation is not None:
-                self._moderation.wait()
+            self._wait_for_source()
+
+    def _wait_for_source(self) -> None:
+        sock = self._source.socket
+        self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
 
     def _wait_for_sink(self) -> None:
         if isinstance(self._sink, SocketSink):
@@ -307,9 +329,16 @@ class Pump(WatchingDirection):
     def _look(self) -> None:
         if self._owner is None:
             return
-        if self._moderation is None:
-            self._moderation = Moderation(self._source.socket, self._bound, self.on_due)
-        self._until_look = self._moderation.read(self.moved, self._remaining)
+        moderation = self._moderation
+        if moderation is None:
+            ends = (self._source.socket, self.sends_on())
+            moderation = self._moderation = Moderation(*ends, self.on_due)
+        if moderation.is_stream:
+            if not self._holds_bytes():
+                self._go_on(self._drain())
+        else:
+            self._until_look = moderation.read(self.moved, self._remaining)
+            self._wait()
 
     def _give_up_splicing(self, error: OSError) -> None:
         """Copy from now on, where the kernel refuses this pair; no byte is lost by a refusal."""

@@ -128,9 +128,9 @@ class SocketEnd:
         """Check that no transfer has left anything behind at the socket."""
         assert not waits_to_read(self.socket), "a transfer that is over waits for its source"
         assert not waits_to_write(self.socket), "a transfer that is over waits for its sink"
-        assert not self.is_marked(), "a transfer that is over has left its mark"
+        assert not self._is_marked(), "a transfer that is over has left its mark"
 
-    def is_marked(self) -> bool:
+    def _is_marked(self) -> bool:
         """Whether the kernel waits for more than a byte before it says that there are some."""
         if self.socket.fileno() < 0:
             return False
@@ -215,10 +215,6 @@ class FileEnd:
 
     def check_is_free(self) -> None:
         """Nothing waits for a file."""
-
-    def is_marked(self) -> bool:
-        """A file has no such mark."""
-        return False
 
     def reset_peer(self) -> None:
         """A file has no peer."""

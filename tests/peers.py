@@ -191,6 +191,12 @@ def small_buffers(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
 
+def is_stream(transfer: Any) -> bool:
+    """Return whether *transfer*, or one leg of a relay, takes its source for a stream now."""
+    moderation = getattr(transfer._engine, "_moderation", None)  # only sockets are moderated
+    return moderation is not None and moderation.is_stream
+
+
 def fill(sock: socket.socket) -> int:
     """Send to *sock* until the kernel takes no more; return how much that was."""
     sent = 0

@@ -248,7 +248,11 @@ def taking_over_tcp() -> Taking:
 
 
 MODERATED = Route(
-    giving_over_tcp, taking_over_tcp, ("getsockopt", "setsockopt"), data=STREAM[:15_000], piece=500
+    giving_over_tcp, taking_over_tcp, ("getsockopt",), data=STREAM[:15_000], piece=500
+)
+#: The first read is a small one, that of a stream, and the next ones are larger.
+MARKED = Route(
+    giving_over_tcp, taking_over_tcp, ("setsockopt",), data=ROUNDS[:300_000], piece=20_000
 )
 
 ROUTES = {
@@ -259,6 +263,7 @@ ROUTES = {
     "stream, copied": Route(Giving, Taking, ("recv_into", "send"), "copy"),
     "stream over TCP": Route(giving_over_tcp, taking_over_tcp, (*_PIPES, "recv_into", "send")),
     "small writes, moderated": MODERATED,
+    "larger writes, moderated": MARKED,
     "stalled": Route(Giving, lambda: TakingLate(32768), ("splice", "recv_into", "send")),
     "stalled, spliced": Route(Giving, TakingLate, ("splice", "recv_into"), "splice", STALLING),
     "stalled, copied": Route(Giving, TakingLate, ("recv_into", "send"), "copy", STALLING),

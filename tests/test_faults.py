@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import gevent
 import pytest
+from eagerness import make_eager
 from faults import (
     REFUSALS,
     Effect,
@@ -39,10 +40,9 @@ from faults import (
 )
 from gevent import socket
 from peers import PATIENCE, Pairs, connected, error_of, pattern, receive, send_and_end
-from routes import MODERATED, ROUTES, STREAM, Route
+from routes import MARKED, MODERATED, ROUTES, STREAM, Route
 
 import gsplice
-from gsplice import _moderation, _pump
 from gsplice._shutdown import half_close
 
 # What comes of a fault: the transfer
@@ -105,10 +105,8 @@ def effects(call: str) -> Iterator[tuple[str, Effect, str, int]]:
 
 @pytest.fixture(autouse=True)
 def _never_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have moderation take a few small writes for a stream, however busy the machine is."""
-    monkeypatch.setattr(_moderation, "_QUICK", PATIENCE)
-    for module in (_moderation, _pump):
-        monkeypatch.setattr(module, "PATIENCE", 4)
+    """Have moderation take a few writes for a stream, however quick or busy the machine is."""
+    make_eager(monkeypatch, reads=4)
 
 
 class Outcome(NamedTuple):
@@ -216,10 +214,14 @@ def test_each_call_fails_in_each_way_at_each_time(route: Route, call: str) -> No
         assert times, "the call is never made"
 
 
-@pytest.mark.parametrize("call", ["recv_into", "send"])
-def test_each_call_of_a_moderated_stream_fails_at_each_time(call: str) -> None:
+@pytest.mark.parametrize(
+    ("route", "call"),
+    [(MODERATED, "recv_into"), (MODERATED, "send"), (MARKED, "splice")],
+    ids=["recv_into", "send", "splice"],
+)
+def test_each_call_of_a_moderated_stream_fails_at_each_time(route: Route, call: str) -> None:
     fault = functools.partial(Fault, call, failing(errno.EIO))
-    for outcome in at_each_time(functools.partial(run, MODERATED), "EIO", fault):
+    for outcome in at_each_time(functools.partial(run, route), "EIO", fault):
         check_rule(RAISES, errno.EIO, outcome)
 
 

@@ -322,7 +322,7 @@ def forked_while_moderated() -> None:
         assert receive(slow.backend, 1) == b"x"
         gevent.sleep(0.001)
     stream = Stream(line)
-    stream.write_until_moderated()
+    stream.write_until_moderated(transfer)
 
     def work() -> None:
         gevent.sleep(0.2)  # twice the bound

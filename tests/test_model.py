@@ -17,6 +17,7 @@ import pytest
 import ways
 from _pytest.outcomes import Failed
 from choices import ENDINGS, KINDS, MODES
+from eagerness import make_eager
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import initialize, run_state_machine_as_test
@@ -60,7 +61,10 @@ def _hub_deadline() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_no_story_loses_a_byte() -> None:
+@pytest.mark.parametrize("is_eager", [False, True], ids=["", "moderated wherever it can be"])
+def test_no_story_loses_a_byte(is_eager: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_eager:
+        make_eager(monkeypatch, reads=4, rounds=2)
     run_state_machine_as_test(Transfers, settings=SHORT)
     for what in WHAT_THERE_HAS_TO_BE:
         assert Transfers.counts[what], f"in no story there was: {what}"

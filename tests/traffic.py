@@ -14,7 +14,7 @@ import pytest
 from ends import End, SocketEnd, make_end
 from gevent import socket
 from oracle import GONE, Counts
-from peers import waits_to_write
+from peers import is_stream, waits_to_write
 from sessions import Session
 from ways import Options, Way, wait_while_bytes_arrive
 
@@ -100,7 +100,7 @@ class Connection:
         way.writer.drip(times, size)
         self.begin((way,), options)
         wait_while_bytes_arrive(lambda: way.moved == times * size or self._have_ended(), [way])
-        self.counts["moderated"] += way.near.is_marked()
+        self.counts["moderated"] += way.transfer is not None and is_stream(way.transfer)
 
     def read_ahead(self, way: Way, size: int) -> None:
         """Have a buffered reader take some of what comes, and be the source from now on."""

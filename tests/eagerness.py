@@ -1,0 +1,27 @@
+"""Moderation that takes whatever is read a few times for a stream, on a machine of any speed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from gsplice import _moderation, _pump
+
+
+def make_eager(
+    patch: pytest.MonkeyPatch, *, reads: int | None = None, rounds: int | None = None
+) -> None:
+    """Have *patch* make it so.
+
+    :param reads: after how many of them it looks; None for as many as in earnest.
+    :param rounds: how many of them are made for a tick, at the most.
+    """
+    for name in ("_QUICK", "_SLOW"):
+        patch.setattr(_moderation, name, float("inf"))
+    patch.setattr(_moderation, "_THIN", sys.maxsize)
+    if reads is not None:
+        for module in (_moderation, _pump):
+            patch.setattr(module, "PATIENCE", reads)
+    if rounds is not None:
+        patch.setattr(_pump, "_ROUNDS", rounds)
