@@ -70,7 +70,7 @@ _FADING: Final = 0.9
 #: A stream that was one for so many ticks was no mistake, however it ends.
 _PROVEN: Final = 4
 #: After so many ticks it is looked at anew, as its reads may be others by now.
-_TERM: Final = 256
+_TERM: Final = 64
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1

@@ -6,6 +6,7 @@ with them, are the engine's affair.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gevent.exceptions import InvalidThreadUseError
@@ -95,7 +96,7 @@ class Transfer(Task):
         try:
             if isinstance(self._engine, MethodCopy) and self._is_for_the_caller():
                 self._started = True  # its methods wait by themselves: no other greenlet is needed
-                self._engine.prepare()
+                self._prepare()
                 self._engine.run()
             return self.start().get()
         finally:
@@ -105,13 +106,16 @@ class Transfer(Task):
     def _is_for_the_caller(self) -> bool:
         return self._idle_timeout is None and not self._started and not self.ready()
 
-    def _begin(self) -> None:
+    def _prepare(self) -> None:
         try:
             self._engine.prepare()
         except BaseException as error:
             self._fail(error)
-            if not isinstance(error, Exception):  # for the caller, not for the transfer
-                raise
+            raise
+
+    def _begin(self) -> None:
+        with contextlib.suppress(Exception):  # it has failed with that; the rest is the caller's
+            self._prepare()
         if not self.ready():  # else it failed, or was stopped meanwhile
             self._watch()
             self._engine.start()

@@ -260,6 +260,14 @@ def test_a_recv_into_that_has_nothing_yet_is_not_taken_for_zeros(pairs: Pairs) -
         gsplice.copy(NotYet(), sink)
 
 
+def test_what_cannot_even_begin_has_ended_with_what_is_raised(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file:
+        transfer = gsplice.Transfer(io.BytesIO(b"nowhere"), file)
+    with pytest.raises(ValueError, match="closed file") as raised:
+        transfer.run()
+    assert transfer.exception is raised.value
+
+
 def test_get_nowait_says_whether_it_has_ended(line: MakeLine) -> None:
     client, source, sink, _ = line()
     transfer = gsplice.Transfer(source, sink).start()
