@@ -189,8 +189,8 @@ class Forwarding:
         self._end_exchange()
         self._relay = None
         ended, self._ended = self._ended, None
-        if ended is not None:
-            ended(relay)
+        assert ended is not None  # it ends once
+        ended(relay)
 
     def _end_exchange(self) -> None:
         up, down = self._up, self._down

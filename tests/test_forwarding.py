@@ -596,34 +596,52 @@ def test_stop_by_a_signal_handler_within_a_step_loses_nothing(
         assert receive(one.backend, len(message)) == message
 
 
-def forked_within_a_step() -> None:
-    """Fork in the middle of a step, as the handler of a signal may (for the test below)."""
+def forked_within_a_step(fork_number: int) -> None:
+    """Fork in the middle of a step, as the handler of a signal may (for the tests below).
+
+    :param fork_number: 1 for the step of the first message, 2 for that of the end of file.
+    """
     one = Forwarded()
     way = one.forwarding._up
-    receive_into, child = way._receive, []
+    receive_into, children = way._receive, []
 
     def receive_and_fork(buffer: Any) -> int:
         count = receive_into(buffer)
-        if not child:
-            child.append(os.fork())
+        children.append(os.fork() if len(children) + 1 == fork_number else -1)
         return count
 
     way._receive = receive_and_fork
     one.client.sendall(b"once")
     way.on_readable()
-    if child == [0]:
+    if fork_number == 2:
+        one.client.shutdown(socket.SHUT_WR)
+        way.on_readable()
+    if children[-1] == 0:
         os._exit(0 if one.told == [] and one.forwarding._relay is None else 1)
-    assert os.waitpid(child[0], 0)[1] == 0
+    assert os.waitpid(children[-1], 0)[1] == 0
     assert receive(one.backend, 4) == b"once"
-    there_and_back(one)
     one.client.close()
+    assert receive(one.backend) == b""
     one.backend.close()
     assert one.error() is None
     one.close()
 
 
-def test_a_fork_by_a_signal_handler_within_a_step_sends_nothing_twice() -> None:
-    run_alone(forked_within_a_step)
+def forked_within_the_step_of_a_message() -> None:
+    forked_within_a_step(1)
+
+
+def forked_within_the_step_of_an_end() -> None:
+    forked_within_a_step(2)
+
+
+@pytest.mark.parametrize(
+    "fork", [forked_within_the_step_of_a_message, forked_within_the_step_of_an_end]
+)
+def test_a_fork_by_a_signal_handler_within_a_step_sends_nothing_twice(
+    fork: Callable[[], None],
+) -> None:
+    run_alone(fork)
 
 
 def served_by_the_parent(

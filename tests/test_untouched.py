@@ -454,7 +454,7 @@ def test_sendfile_of_a_known_number_of_bytes_uses_the_system_call_too(
     assert (after.spliced - before.spliced, after.copied) == (count, before.copied)
 
 
-@pytest.mark.parametrize("count", [None, 1000])
+@pytest.mark.parametrize("count", [None, 1000, 20_000])
 def test_sendfile_splices_nothing_where_the_process_is_told_to_copy(
     pairs: Pairs,
     spawn: Spawn,
