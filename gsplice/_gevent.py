@@ -216,6 +216,11 @@ def restart(watcher: Any, callback: Callable[..., None]) -> None:
     start(watcher, callback)
 
 
+def read_watcher_of(fd: int) -> Any:
+    """Return a watcher, not started yet, that tells when *fd*, which is no socket, can be read."""
+    return gevent.get_hub().loop.io(fd, _READ)
+
+
 def timer(seconds: float, repeat: bool = False) -> Any:
     """Return a timer for *seconds*, not started yet.
 

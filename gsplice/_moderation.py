@@ -13,7 +13,8 @@ kernel wake us when a *mark* of bytes is there (socket(7), tcp(7)). For small re
 means: below its mark the kernel acknowledges every second segment at once, at the sender's cost.
 
 Invariant: on a stream a timer ticks every `PERIOD`, and no bound is shorter. Each tick takes what
-is there. So no byte waits longer than the bound, and what the loop is late.
+is there. So no byte waits longer than the bound, and what the loop is late. The end of file waits
+for no tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
 
 Invariant: a stream is a source that has been read `patience` times in a row without a pause, while
 nothing at all was sent to its peer: whoever waits for an answer gets one, so an exchange of
@@ -28,12 +29,14 @@ is held against what came before them.
 from __future__ import annotations
 
 import contextlib
+import select
 import struct
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from gevent import monkey
 from gevent.socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET
 
 from gsplice import _gevent
@@ -79,6 +82,37 @@ NEVER: Final = -1
 _TCP_INFO: Final = 11  # Linux's; the socket module has it nowhere else
 _DATA_SEGMENTS_OUT: Final = struct.Struct("156xI")
 
+_epoll: Final = monkey.get_original("select", "epoll")  # which gevent.monkey takes away
+
+
+class _Hangup:
+    """Tells that no more will come from a socket, and nothing of what has come.
+
+    No watcher of gevent's can be asked for that alone.
+    """
+
+    __slots__ = ("_epoll", "_watcher")
+
+    def __init__(self, fd: int) -> None:
+        self._epoll = _epoll()
+        self._epoll.register(fd, select.EPOLLRDHUP)
+        self._watcher = _gevent.read_watcher_of(self._epoll.fileno())
+
+    def wait(self, callback: Callable[[], None]) -> None:
+        self._watcher.start(callback)
+
+    def pause(self) -> None:
+        self._watcher.stop()
+
+    def abandon(self) -> None:
+        # What is done to the watcher now would be done to the parent's (see `_direction`).
+        self._watcher.callback = self.close
+
+    def close(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+        self._epoll.close()
+
 
 class Moderation:
     """Decides when one source is a stream, and ticks as long as it is.
@@ -92,6 +126,7 @@ class Moderation:
         "_began",
         "_due",
         "_flow_before",
+        "_hangup",
         "_may_begin",
         "_may_mark",
         "_moved",
@@ -121,6 +156,7 @@ class Moderation:
         self._flow_before = 0  # bytes in a period, where each read was waited for
         # Of a stream:
         self._timer: Any = None
+        self._hangup: _Hangup | None = None  # of a source that is polled
         self._ticks = 0
         self._own_mark = 0  # what the socket had before it was given ours
         self._began = 0.0
@@ -170,14 +206,21 @@ class Moderation:
             return False
         if not self._timer.active:
             self._timer.start(self._due)
-        return not self._own_mark
+            if self._hangup is not None:
+                self._hangup.wait(self._due)
+        return self._hangup is not None
 
     def pause(self) -> None:
         """Do not tick until `wait` is called: what was read waits for the sink."""
         self._timer.stop()
+        if self._hangup is not None:
+            self._hangup.pause()
 
     def abandon(self) -> None:
         """Never tick again, and leave the socket alone: in a forked child it is the parent's."""
+        hangup, self._hangup = self._hangup, None
+        if hangup is not None:
+            hangup.abandon()
         self._own_mark = 0
         self.close()
 
@@ -186,6 +229,9 @@ class Moderation:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.close()
+        hangup, self._hangup = self._hangup, None
+        if hangup is not None:
+            hangup.close()
         own_mark, self._own_mark = self._own_mark, 0
         if own_mark:
             with contextlib.suppress(OSError):  # closed by now, perhaps
@@ -210,15 +256,17 @@ class Moderation:
         return _MARK if self._may_mark and (is_large or is_thin) else None
 
     def _begin(self, mark: int) -> None:
-        """Tick; set *mark*, unless that is 0."""
-        if mark:
-            try:
+        """Tick; poll where *mark* is 0, and else set it."""
+        try:
+            if mark:
                 own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
                 self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, mark)
-            except OSError:
-                self._may_begin = False
-                return
-            self._own_mark = own_mark
+                self._own_mark = own_mark
+            else:
+                self._hangup = _Hangup(self._raw.fileno())
+        except OSError:
+            self._may_begin = False
+            return
         self._moved_before, self._began = self._moved, self._since
         self._ticks = 0
         self._timer = _gevent.timer(PERIOD, repeat=True)

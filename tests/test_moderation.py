@@ -7,6 +7,7 @@ tested, any is; where it is, the clock is the test's own.
 from __future__ import annotations
 
 import errno
+import os
 import socket as standard_socket
 import threading
 import time
@@ -218,16 +219,23 @@ def test_after_a_pause_each_message_is_waited_for(stream: Stream, size: int, spa
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_the_end_of_file_does_not_wait_for_a_long_bound(
-    stream: Stream, size: int, spawn: Spawn
+@pytest.mark.parametrize("how", ["end of file", "reset"])
+def test_the_end_waits_for_no_tick(
+    stream: Stream, size: int, how: str, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, source, sink, backend = stream.line
     spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink, moderation=LONG_BOUND).start()
+    monkeypatch.setattr(_moderation, "PERIOD", LONG_BOUND)
+    transfer = gsplice.Transfer(source, sink).start()
     stream.write_until_moderated(transfer, size)
     began = time.monotonic()
-    send_and_end(client, b"the last")
-    assert transfer.get(timeout=5) == len(stream.sent) + len(b"the last")
+    if how == "reset":
+        reset(client)
+        transfer.wait(5)
+        assert isinstance(transfer.exception, ConnectionResetError)
+    else:
+        send_and_end(client, b"the last")
+        assert transfer.get(timeout=5) == len(stream.sent) + len(b"the last")
     assert time.monotonic() - began < SLACK
     assert mark(source) == 1
 
@@ -568,6 +576,20 @@ def test_a_kernel_that_does_not_count_what_it_sends_costs_no_transfer(
         stream.end(transfer, received)
 
 
+def test_where_there_is_no_fd_left_a_stream_is_waited_for_as_ever(
+    stream: Stream, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_fd() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(_moderation, "_epoll", no_fd)
+    received = spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    stream.write(200)
+    assert not is_stream(transfer)
+    stream.end(transfer, received)
+
+
 def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
     stream: Stream, spawn: Spawn
 ) -> None:
@@ -619,7 +641,8 @@ def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_a_stalled_sink_costs_no_ticks(stream: Stream, size: int) -> None:
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_stalled_sink_costs_no_ticks(stream: Stream, size: int, has_ended: bool) -> None:
     client, source, sink, backend = stream.line
     received = gevent.spawn(receive, backend, 2 * PATIENCE * size)
     transfer = gsplice.Transfer(source, sink).start()
@@ -635,6 +658,8 @@ def test_a_stalled_sink_costs_no_ticks(stream: Stream, size: int) -> None:
                 break
             stalled = transfer.moved
             gevent.sleep(0.01)
+    if has_ended:
+        client.shutdown(socket.SHUT_WR)
     used = time.process_time()
     gevent.sleep(0.2)  # what it costs to wait is what is tested
     assert time.process_time() - used < 0.05
