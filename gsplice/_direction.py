@@ -189,16 +189,17 @@ class Direction:
 class WatchingDirection(Direction):
     """A direction that runs in callbacks on the hub, and waits for one socket at a time."""
 
-    __slots__ = ("_callback", "_watcher")
+    __slots__ = ("_callback", "_has_claim", "_watcher")
 
     def __init__(self, count: int | None, owner: Owner) -> None:
         super().__init__(count, owner)
         self._watcher: Any = None
+        self._has_claim = False  # `_watcher` waits for nothing
         self._callback: Callable[..., None] | None = None
 
     def _wait_for(self, sock: GeventSocket, watcher: Any, callback: Callable[..., None]) -> None:
         """Have *callback* called while *sock* is ready; a wait under way just goes on."""
-        if self._watcher is watcher:
+        if self._watcher is watcher and not self._has_claim:
             return
         self._stop_waiting()
         _gevent.start(watcher, callback)
@@ -207,10 +208,20 @@ class WatchingDirection(Direction):
         if self._watchdog is not None:
             self._watchdog.begin_wait(sock.timeout)
 
+    def _claim(self, watcher: Any, callback: Callable[..., None]) -> None:
+        """Wait for nothing, and keep others from the socket of *watcher* all the same."""
+        if not self._has_claim:
+            self._stop_waiting()
+            _gevent.claim(watcher, callback)
+            self._watcher = watcher
+            self._has_claim = True
+
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody (in a forked child)."""
         super().abandon()
-        if self._watcher is not None:
+        if self._has_claim:  # no event will come
+            _gevent.when_loop_runs(self._stop_waiting)
+        elif self._watcher is not None:
             self._watcher.callback = self._stop_abandoned
 
     def _stop_abandoned(self, events: int = 1) -> None:
@@ -224,8 +235,11 @@ class WatchingDirection(Direction):
 
     def _stop_waiting(self) -> None:
         watcher, self._watcher = self._watcher, None
+        has_claim, self._has_claim = self._has_claim, False
         self._callback = None
-        if watcher is not None:
+        if has_claim:
+            _gevent.end_claim(watcher)
+        elif watcher is not None:
             watcher.stop()
 
     def _release(self) -> None:

@@ -205,6 +205,25 @@ def start(watcher: Any, callback: Callable[..., None]) -> None:
         watcher.start(callback)
 
 
+def claim(watcher: Any, callback: Callable[..., None]) -> None:
+    """Have *watcher*'s socket in use, as `start` does, but wait for nothing: for no event."""
+    check_unused(watcher)
+    watcher.events = 0
+    start(watcher, callback)
+
+
+def end_claim(watcher: Any) -> None:
+    """Leave *watcher*, which was claimed for reading, as it was."""
+    if watcher.callback is not None:  # else it has been closed
+        watcher.stop()
+        watcher.events = _READ
+
+
+def when_loop_runs(callback: Callable[[], None]) -> None:
+    """Have *callback* called in the next turn of the hub."""
+    gevent.get_hub().loop.run_callback(callback)
+
+
 def thrown(error: Any) -> Any:
     """Return the exception that gevent throws at who waits; it gives one, or a class of them."""
     return error() if isinstance(error, type) else error

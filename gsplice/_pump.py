@@ -305,7 +305,7 @@ class Pump(WatchingDirection):
         elif self._remaining == 0:
             self._finish()
         elif self._moderation is not None and self._moderation.wait():
-            self._stop_waiting()
+            self._claim(_gevent.read_watcher(self._source.socket), self.on_readable)
         else:
             self._wait_for_source()
 

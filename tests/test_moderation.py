@@ -20,6 +20,7 @@ import pytest
 from eagerness import make_eager
 from faults import Fault, always, failing, injected
 from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
 from peers import (
     Line,
     MakeLine,
@@ -129,7 +130,7 @@ def test_the_source_of_small_writes_is_not_waited_for_and_all_arrives(
     received = spawn(receive, stream.line.backend)
     transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
     stream.write_until_moderated(transfer)
-    assert not stream.line.source._read_event.active
+    assert stream.line.source._read_event.events == 0
     stream.write(2000)
     stream.end(transfer, received)
 
@@ -212,6 +213,7 @@ def test_after_a_pause_each_message_is_waited_for(stream: Stream, size: int, spa
     assert mark(source) == 1
     for _ in range(8):
         assert source._read_event.active
+        assert source._read_event.events & 1
         stream.write()
         wait_until(lambda: transfer.moved == len(stream.sent))
         assert not is_stream(transfer)
@@ -634,10 +636,28 @@ def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
     stream.write_until_moderated(transfer)
     source.close()
     transfer.wait(5)
-    assert isinstance(transfer.exception, OSError)
-    assert transfer.exception.errno == errno.EBADF
+    assert isinstance(transfer.exception, socket.cancel_wait_ex)
     sink.shutdown(socket.SHUT_WR)
     assert stream.sent.startswith(received.get() + transfer.undelivered)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_second_reader_is_refused_and_the_stream_goes_on(
+    stream: Stream, size: int, spawn: Spawn
+) -> None:
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer, size)
+    second = gsplice.Transfer(source, sink).start()
+    second.wait(5)
+    assert isinstance(second.exception, ConcurrentObjectUseError)
+    with pytest.raises(ConcurrentObjectUseError):
+        socket.wait(source._read_event)
+    stream.write(200, size)
+    stream.end(transfer, received)
+    assert source._read_event.callback is None
+    assert source._read_event.events & 1
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
