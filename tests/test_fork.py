@@ -327,6 +327,7 @@ def forked_while_moderated() -> None:
     def work() -> None:
         gevent.sleep(0.2)  # twice the bound
         assert os.getpid() not in due
+        assert line.source._read_event.callback is None, "the child may read it itself"
 
     wait = in_child(work, fork_gevent)
     stream.write(100)
