@@ -259,13 +259,13 @@ class Moderation:
         """Tick; poll where *mark* is 0, and else set it."""
         try:
             if mark:
-                own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
+                self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
                 self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, mark)
-                self._own_mark = own_mark
             else:
                 self._hangup = _Hangup(self._raw.fileno())
         except OSError:
             self._may_begin = False
+            self._own_mark = 0
             return
         self._moved_before, self._began = self._moved, self._since
         self._ticks = 0

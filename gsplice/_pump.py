@@ -37,9 +37,8 @@ _MUCH: Final = 64 * 1024
 _SHORT_ROUNDS: Final = 2
 #: So many rounds for one tick, at the most: what is left then is waited for as ever.
 _ROUNDS: Final = 8
-#: A round that brings less has come so close to the sender that it is left alone until the next
-#: tick.
-_LITTLE: Final = 16 * 1024
+#: A round that brings less has caught up with the sender, who is left alone until the next tick.
+_CAUGHT_UP: Final = 16 * 1024
 #: So many rounds at the end of a relay, at the most, so that a source that goes on is not followed.
 _LAST_ROUNDS: Final = 64
 
@@ -179,7 +178,7 @@ class Pump(WatchingDirection):
         """Take what is there, but no more than is fair; return whether that was about all."""
         for _ in range(_ROUNDS):
             before = self.moved
-            if not self._take() or self.moved - before < _LITTLE:
+            if not self._take() or self.moved - before < _CAUGHT_UP:
                 return True
         return False
 
@@ -335,8 +334,7 @@ class Pump(WatchingDirection):
             ends = (self._source.socket, self.sends_on())
             moderation = self._moderation = Moderation(*ends, self.on_due)
         if moderation.is_stream:
-            if not self._holds_bytes():
-                self._go_on(self._drain())
+            self._go_on(drained=self._holds_bytes() or self._drain())
         else:
             self._until_look = moderation.read(self.moved, self._remaining)
             self._wait()
