@@ -82,8 +82,6 @@ NEVER: Final = -1
 _TCP_INFO: Final = 11  # Linux's; the socket module has it nowhere else
 _DATA_SEGMENTS_OUT: Final = struct.Struct("156xI")
 
-_epoll: Final = monkey.get_original("select", "epoll")  # which gevent.monkey takes away
-
 
 class _Hangup:
     """Tells that no more will come from a socket, and nothing of what has come.
@@ -99,19 +97,25 @@ class _Hangup:
         self._watcher = _gevent.read_watcher_of(self._epoll.fileno())
 
     def wait(self, callback: Callable[[], None]) -> None:
+        """Call *callback*, for as long as it is so and `pause` is not called."""
         self._watcher.start(callback)
 
     def pause(self) -> None:
         self._watcher.stop()
 
     def abandon(self) -> None:
-        # What is done to the watcher now would be done to the parent's (see `_direction`).
+        """Close it in a forked child, where what is done to the watcher now is the parent's."""
         self._watcher.callback = self.close
 
     def close(self) -> None:
         self._watcher.stop()
         self._watcher.close()
         self._epoll.close()
+
+
+def _epoll() -> Any:
+    """Return a new ``select.epoll``, which only Linux has, and which gevent.monkey takes away."""
+    return monkey.get_original("select", "epoll")()
 
 
 class Moderation:
