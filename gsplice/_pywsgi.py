@@ -54,7 +54,7 @@ def send_file(handler: Any) -> bool:
     under = _body.wrapped(handler.result)
     if under is handler.result or hasattr(handler.result, "read"):
         return False  # what can be read is no file wrapper, but an HTTPError, say: it has lines
-    if not reads_to_the_end(handler.result) or _own_methods.has_own(handler, _WRITING, _SERVER):
+    if _own_methods.has_own(handler, _WRITING, _SERVER):
         return False
     if handler.headers_sent or not handler.status:  # write() was used, or nothing at all
         return False
@@ -62,7 +62,8 @@ def send_file(handler: Any) -> bool:
         handler.write(b"")
         return True
     left = _content_length(handler)
-    if spliced := worth_splicing(under, handler.socket, left):
+    whole = reads_to_the_end(handler.result)
+    if spliced := whole and worth_splicing(under, handler.socket, left):
         left = _send_spliced(handler, spliced, left)
     else:
         left = _send_blocks(handler, left)

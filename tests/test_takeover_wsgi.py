@@ -205,6 +205,36 @@ def test_no_byte_past_content_length(
         assert fetch(client)[2] == BODY[:said]
 
 
+@pytest.mark.parametrize("kind", ["file", "response", "object"])
+@pytest.mark.parametrize("size", [-1, None, 1000])
+def test_no_byte_past_content_length_whatever_the_blocks(
+    kind: str, size: Any, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", "20000")])
+        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn), size)
+
+    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
+        assert fetch(client)[2] == BODY[:20_000]
+        assert fetch(client)[2] == BODY[:20_000]
+
+
+def test_blocks_of_no_bytes_are_a_body_that_is_too_short(
+    with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(SIZE))])
+        return environ["wsgi.file_wrapper"](wrapped("file", tmp_path, spawn), 0)
+
+    with (
+        serving(application, **with_wrapper) as (port, _),
+        client_of(port) as client,
+        pytest.raises(http.client.IncompleteRead) as short,
+    ):
+        fetch(client)
+    assert short.value.partial == b""
+
+
 @pytest.mark.parametrize("kind", ["file", "response", "object", "socket"])
 def test_a_body_shorter_than_content_length_ends_the_connection(
     kind: str, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
