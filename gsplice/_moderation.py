@@ -72,8 +72,10 @@ _SLOWER: Final = 0.75
 _FADING: Final = 0.9
 #: A stream that was one for so many ticks was no mistake, however it ends.
 _PROVEN: Final = 4
-#: After so many ticks it is looked at anew, as its reads may be others by now.
+#: After so many ticks it is looked at anew, as its reads may be others by now: where there is a
+#: mark, or where a tick finds so many bytes, which may be too many.
 _TERM: Final = 64
+_MUCH: Final = 2 * _THIN
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
@@ -200,7 +202,9 @@ class Moderation:
         is_mistake = self._ticks in (_TRIAL, _TERM) and self._is_slower()
         if is_mistake or count < _LITTLE or self._has_answered():
             self._end(is_mistake or self._ticks < _PROVEN)
-        elif self._ticks == _TERM or (remaining is not None and remaining <= count):
+        elif self._ticks >= _TERM and (self._own_mark or count > _MUCH):
+            self._end(False)
+        elif remaining is not None and remaining <= count:
             self._end(False)  # the last bytes are not worth a wait
         return self._reads_to_go()
 

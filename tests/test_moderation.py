@@ -500,15 +500,24 @@ def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Wat
     assert seen == [4, 16, 64, 256, 1024, 1024, 1024, 1024]
 
 
-def test_a_long_stream_is_looked_at_anew_from_time_to_time(watched: Watched) -> None:
+def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)
-    for _ in range(63):
+    for _ in range(100):
         assert watched.tick(1_000_000)
-    assert not watched.tick(1_000_000)
+    assert not watched.tick(1_300_000)
     average, pace = 150_000, 0.000_05  # it was fast in the end, as it was not in the beginning
     assert watched.look(average, pace)
     assert mark(watched.source) > 1
+
+
+def test_a_long_stream_with_a_mark_is_looked_at_anew(watched: Watched) -> None:
+    pace, average = MARKED
+    assert watched.look(average, pace)
+    for _ in range(63):
+        assert watched.tick(3_000_000)
+    assert not watched.tick(3_000_000)
+    assert watched.patience == PATIENCE
 
 
 def test_the_last_bytes_of_a_limit_are_waited_for(watched: Watched) -> None:
