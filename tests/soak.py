@@ -5,9 +5,8 @@
     python tests/soak.py --seed 12 --rounds 1
 
 It runs in rounds, each with a seed of its own: the first one's, and then one more each time. In
-those of odd seeds whatever is read a few times is moderated. A
-round that fails prints the shortest story of it that Hypothesis has found; the last line above
-runs a round again.
+those of odd seeds whatever is read a few times is moderated. A round that fails prints the shortest
+story of it that Hypothesis has found; the last line above runs a round again.
 """
 
 from __future__ import annotations

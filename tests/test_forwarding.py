@@ -620,6 +620,8 @@ def forked_within_a_step(fork_number: int) -> None:
         os._exit(0 if one.told == [] and one.forwarding._relay is None else 1)
     assert os.waitpid(children[-1], 0)[1] == 0
     assert receive(one.backend, 4) == b"once"
+    if fork_number == 1:
+        there_and_back(one)
     one.client.close()
     assert receive(one.backend) == b""
     one.backend.close()

@@ -359,6 +359,13 @@ class Watched:
         self._moved += count
         return self._is_stream(self.moderation.found(self._moved, remaining))
 
+    def ticks(self, count: int, most: int = 60) -> int:
+        """Let it tick, and find *count* bytes each time; return how often it was still a stream."""
+        for number in range(most):
+            if not self.tick(count):
+                return number
+        return most
+
     def _is_stream(self, reads: int) -> bool:
         assert (reads == NEVER) == self.moderation.is_stream
         if reads != NEVER:
@@ -450,14 +457,10 @@ def test_a_tick_right_behind_a_late_one_is_not_held_against_it(watched: Watched)
 def test_what_is_slower_as_a_stream_is_none_for_a_while(watched: Watched) -> None:
     pace, average = POLLED  # 40,000 bytes in each period
     assert watched.look(average, pace)
-    ticks = 1
-    while watched.tick(29_000):
-        ticks += 1
-    assert ticks == 16
+    assert watched.ticks(29_000) == 15  # the next is the last
     assert watched.patience == 4 * PATIENCE
     assert watched.look(average, pace)
-    for _ in range(60):
-        assert watched.tick(31_000)
+    assert watched.ticks(31_000) == 60
     assert not watched.tick(0)
     assert watched.patience == PATIENCE
 
@@ -465,11 +468,8 @@ def test_what_is_slower_as_a_stream_is_none_for_a_while(watched: Watched) -> Non
 def test_what_is_slower_in_the_long_run_is_none_for_a_while(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)
-    for _ in range(16):  # what had piled up comes as well
-        assert watched.tick(40_000)
-    for _ in range(64 - 17):
-        assert watched.tick(25_000)
-    assert not watched.tick(25_000)
+    assert watched.ticks(40_000, 16) == 16  # what had piled up comes as well
+    assert watched.ticks(25_000) == 64 - 17
     assert watched.patience == 4 * PATIENCE
 
 
@@ -477,17 +477,13 @@ def test_it_is_held_against_the_most_that_was_seen_which_fades(watched: Watched)
     pace, average = POLLED
     for _ in range(3):  # 40,000 bytes in each period; half of it; half of it
         assert watched.look(average, pace)
-        ticks = 1
-        while watched.tick(21_000):
-            ticks += 1
-        assert ticks == 16
+        assert watched.ticks(21_000) == 15
         average = 1_000
     for _ in range(4):
         assert watched.look(average, pace)
         watched.tick(0)
     assert watched.look(average, pace)
-    for _ in range(60):
-        assert watched.tick(21_000)
+    assert watched.ticks(21_000) == 60
 
 
 def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Watched) -> None:
@@ -503,8 +499,7 @@ def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Wat
 def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)
-    for _ in range(100):
-        assert watched.tick(1_000_000)
+    assert watched.ticks(1_000_000, 100) == 100
     assert not watched.tick(1_300_000)
     average, pace = 150_000, 0.000_05  # it was fast in the end, as it was not in the beginning
     assert watched.look(average, pace)
@@ -514,9 +509,7 @@ def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched)
 def test_a_long_stream_with_a_mark_is_looked_at_anew(watched: Watched) -> None:
     pace, average = MARKED
     assert watched.look(average, pace)
-    for _ in range(63):
-        assert watched.tick(3_000_000)
-    assert not watched.tick(3_000_000)
+    assert watched.ticks(3_000_000, 100) == 63
     assert watched.patience == PATIENCE
 
 
