@@ -375,6 +375,9 @@ class HubThread(threading.Thread):
 
 
 def in_threads(work: Callable[[int], None]) -> list[HubThread]:
+    # Each hub asks libuv for the default loop, and libuv makes that at the first call without a
+    # lock: two threads' first hubs at once share a loop, or crash, without gsplice as well.
+    get_hub()
     return [HubThread(work, number) for number in range(THREADS)]
 
 
