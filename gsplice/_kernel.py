@@ -43,6 +43,8 @@ HAVE_SENDFILE: Final = hasattr(os, "sendfile")
 _SPLICE_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 1) | getattr(os, "SPLICE_F_NONBLOCK", 2)
 #: Holds partial segments back; None where there is no such option (tcp(7)).
 TCP_CORK: Final[int | None] = getattr(socket, "TCP_CORK", None)
+#: The same for what is sent with it, until something is sent without it (send(2)).
+MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)
 _READ_SIZE: Final = 1024 * 1024
 #: Linux's number for terminals is that for sockets (linux/sockios.h); elsewhere it is not.
 _HAVE_OUTQ: Final = sys.platform == "linux"

@@ -14,18 +14,14 @@ them, is left to the server's own loop.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any, Final
 from wsgiref.util import FileWrapper
 
-from gevent.socket import IPPROTO_TCP, TCP_NODELAY
-
-from gsplice import _body, _gevent, _kernel, _own_methods
+from gsplice import _body, _kernel, _own_methods
 from gsplice._body_sender import BodySender
 from gsplice._chunked import LAST_CHUNK
 from gsplice._endpoint import FileSource
-from gsplice._wsgi import first_block, reads_to_the_end, worth_splicing
+from gsplice._wsgi import first_block, worth_splicing
 
 #: Its key in the environment, and what an application finds there.
 FILE_WRAPPER: Final = ("wsgi.file_wrapper", FileWrapper)
@@ -41,10 +37,8 @@ _WRITING: Final = ("write", "_write", "_write_with_headers", "_sendall")
 _SERVER: Final = "gevent.pywsgi"
 
 _WITHOUT_BODY: Final = (204, 304)
-#: Bytes of a file: a full segment, wherever it goes. Were all of it held back with the head, each
-#: segment to the last would be filled first, which costs a tenth more CPU.
-_WITH_THE_HEAD: Final = 64 * 1024
-_AS_IT_IS: Final = contextlib.nullcontext()
+#: Bytes of a block: more would take longer to join to the head than to send after it.
+_JOINED: Final = 64 * 1024
 
 _body.unwrap("wsgiref.util.FileWrapper", "filelike", ("__next__",))
 
@@ -62,8 +56,7 @@ def send_file(handler: Any) -> bool:
         handler.write(b"")
         return True
     left = _content_length(handler)
-    whole = reads_to_the_end(handler.result)
-    if spliced := whole and worth_splicing(under, handler.socket, left):
+    if spliced := worth_splicing(handler.result, under, handler.socket, left):
         left = _send_spliced(handler, spliced, left)
     else:
         left = _send_blocks(handler, left)
@@ -104,13 +97,25 @@ def _send_spliced(handler: Any, under: Any, left: int | None) -> int | None:
 
 def _send_file(handler: Any, file: FileSource, left: int | None) -> int | None:
     """Send *file*, at most *left* bytes; return how many are missing."""
-    first = _WITH_THE_HEAD if left is None else min(left, _WITH_THE_HEAD)
-    with _joined(handler):
-        handler.write(b"")
-        sent = _send_rest(handler, file, first)
-    if sent == first and sent != left:
-        sent += _send_rest(handler, file, _less(left, sent))
-    return _less(left, sent)
+    head = b"".join(_unsent(handler, b""))
+    try:
+        handler.socket.sendall(head, _kernel.MSG_MORE)
+    except OSError as error:
+        _lost_client(handler, error)
+        raise
+    handler.response_length += len(head)
+    return _less(left, _send_rest(handler, file, left))
+
+
+def _unsent(handler: Any, block: bytes) -> list[bytes]:
+    """Have *handler* write *block*, its head before it, and return that instead of sending it."""
+    parts: list[bytes] = []
+    handler._sendall = parts.append
+    try:
+        handler.write(block)
+    finally:
+        del handler._sendall
+    return parts
 
 
 def _write(handler: Any, block: bytes, left: int | None) -> int | None:
@@ -118,8 +123,10 @@ def _write(handler: Any, block: bytes, left: int | None) -> int | None:
     if left is not None:
         block = block[:left]
         left -= len(block)
-    with _joined(handler):
+    if handler.headers_sent or len(block) > _JOINED:
         handler.write(block)
+    else:
+        handler._sendall(b"".join(_unsent(handler, block)))
     return left
 
 
@@ -145,29 +152,3 @@ def _lost_client(handler: Any, error: OSError) -> None:
     """Have the log say what it says where the server's own ``sendall`` fails."""
     handler.status = f"socket error: {error}"
     handler.code = -abs(handler.code)
-
-
-def _joined(handler: Any) -> contextlib.AbstractContextManager[None]:
-    """Have the head, and what is sent after it meanwhile, go out together where one would wait."""
-    cork = _kernel.TCP_CORK
-    if handler.headers_sent or cork is None or _sends_at_once(handler.socket, cork):
-        return _AS_IT_IS
-    return _corked(handler.socket, cork)
-
-
-def _sends_at_once(sock: Any, cork: int) -> bool:
-    """Whether nothing on *sock* waits for an acknowledgement, or its owner holds it back."""
-    if _gevent.socket_family(sock) not in _gevent.TCP_FAMILIES:
-        return True
-    return bool(sock.getsockopt(IPPROTO_TCP, TCP_NODELAY) or sock.getsockopt(IPPROTO_TCP, cork))
-
-
-@contextlib.contextmanager
-def _corked(sock: Any, cork: int) -> Iterator[None]:
-    """Have what is sent meanwhile go out in segments that are as full as can be (tcp(7))."""
-    sock.setsockopt(IPPROTO_TCP, cork, 1)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # it may be closed by now
-            sock.setsockopt(IPPROTO_TCP, cork, 0)

@@ -21,6 +21,7 @@ import gevent
 import pytest
 from gevent import monkey, pywsgi, socket, ssl
 from peers import (
+    MORE_THAN_BUFFERS,
     MakeLine,
     Pairs,
     Spawn,
@@ -167,6 +168,39 @@ def test_errors_of_sendall(pairs: Pairs, state: str, argument: Any) -> None:
 
     before, after = before_and_after(scenario)
     assert after[:3] == before[:3]
+
+
+@pytest.mark.parametrize("cls", [bytes, bytearray, memoryview])
+def test_sendall_of_more_than_there_is_room_for(
+    pairs: Pairs, spawn: Spawn, cls: Callable[[bytes], Any]
+) -> None:
+    sink, backend = pairs()
+    data = pattern(MORE_THAN_BUFFERS)
+    with patched():
+        sending = spawn(sink.sendall, cls(data))
+        assert receive(backend, len(data)) == data
+        assert sending.get() is None
+
+
+def test_sendall_calls_a_send_that_was_put_in_the_place_of_gevents(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scenario() -> Outcome:
+        calls: list[bytes] = []
+        original = socket.socket.send
+
+        def traced(self: socket.socket, data: Any, *arguments: Any, **names: Any) -> int:
+            calls.append(bytes(data))
+            return original(self, data, *arguments, **names)
+
+        sink, backend = pairs()
+        with monkeypatch.context() as context:
+            context.setattr(socket.socket, "send", traced)
+            sink.sendall(b"hello")
+        return (receive(backend, 5), *calls)
+
+    before, after = before_and_after(scenario)
+    assert after == before == (b"hello", b"hello")
 
 
 def test_sendall_of_a_subclass_that_calls_it(pairs: Pairs) -> None:

@@ -1,7 +1,8 @@
 """gunicorn's gevent workers: a wrapped backend's response goes out spliced, a request's body too.
 
 ``-k gevent_pywsgi`` is `gevent.pywsgi`'s affair, but for the wrapper's class. Regular files are
-gunicorn's own: it has the socket's ``sendfile`` send them, which is a takeover of the socket.
+gunicorn's own: it has the socket's ``sendfile`` send them, which is a takeover of the socket. Small
+ones go out in one piece with their head, which saves more than the looks at files and sockets cost.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 from gsplice import _body, _recognition
 from gsplice._body import Body
 from gsplice._body_sender import BodySender
-from gsplice._wsgi import first_block, reads_to_the_end, worth_splicing
+from gsplice._wsgi import first_block, in_full_segments, worth_splicing
 from gsplice.takeover._replacements import Replacements
 
 MODULE: Final = "gunicorn.http.wsgi"
@@ -30,6 +31,9 @@ _NEEDED: Final = (
     "sock",
     "write",
 )
+
+#: Bytes of a file whose head waits for it: with more, it is a small part of what there is to do.
+_CORKED: Final = 64 * 1024
 
 
 class RequestBody(Body):
@@ -106,6 +110,8 @@ def install(module: ModuleType, replacements: Replacements) -> None:
         # A subclass (HTTP/2's) frames what it writes in its own way.
         if type(self) is response and _takes(self, respiter):
             _send_file(self, respiter.filelike)
+        elif _is_small_file(self, respiter):
+            in_full_segments(self.sock, original, self, respiter)
         else:
             original(self, respiter)
 
@@ -116,13 +122,18 @@ def _takes(response: Any, wrapper: Any) -> bool:
     if _recognition.is_file(wrapper.filelike):
         return False
     under = _body.wrapped(wrapper)
-    if under is wrapper or not reads_to_the_end(wrapper):
+    if under is wrapper:
         return False
     if response.cfg.is_ssl or not response.can_sendfile():
         return False
     if getattr(response, "_omits_body", response.req.method == "HEAD"):
         return False
-    return worth_splicing(under, response.sock, response.response_length) is not None
+    return worth_splicing(wrapper, under, response.sock, response.response_length) is not None
+
+
+def _is_small_file(response: Any, wrapper: Any) -> bool:
+    length = response.response_length
+    return length is not None and length <= _CORKED and _recognition.is_file(wrapper.filelike)
 
 
 def _send_file(response: Any, under: Any) -> None:

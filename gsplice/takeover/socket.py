@@ -1,7 +1,9 @@
 """gevent's sockets: ``sendall(source)``, and a ``sendfile`` that uses sendfile(2).
 
-``sendall`` of bytes costs one more Python call and one test of a type. What gevent would have
-refused with a TypeError, and can be read from, is now a source.
+``sendall`` of bytes sends at once what there is room for, and is gevent's own for the rest. That
+asks the socket for the size of its buffer first, which only PyPy needs: a system call, and a third
+of the time of a small message. What gevent would have refused with a TypeError, and can be read
+from, is now a source.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from gsplice.transfer import copy
 
 MODULE: Final = "gevent.socket"
 
-_BYTES: Final = frozenset({bytes, bytearray, memoryview})
+_PLAIN_BYTES: Final[frozenset[type]] = frozenset({bytes, bytearray})
+_BYTES: Final = _PLAIN_BYTES | {memoryview}
 #: Bytes: what gevent's own ``sendfile`` reads and sends at once. So much costs it no more system
 #: calls than it would here, and needs no look at the file.
 _BLOCK: Final = 8 * 1024
@@ -35,9 +38,23 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
 
 def _new_sendall(original: Callable[..., Any]) -> Callable[..., Any]:
+    send = GeventSocket.send
+
     @functools.wraps(original)
     def sendall(self: GeventSocket, data: Any, flags: int = 0) -> Any:
-        if data.__class__ in _BYTES or flags or not _is_source(data):
+        kind: Any = data.__class__
+        if kind in _PLAIN_BYTES and self.__class__ is GeventSocket:
+            # No bytes are not sent at all, and a non-blocking socket has errors of its own.
+            if data and self.timeout != 0.0 and GeventSocket.send is send:
+                try:
+                    sent = _gevent.raw_socket(self).send(data, flags)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(data):
+                    return None
+                data = memoryview(data)[sent:]
+            return original(self, data, flags)
+        if kind in _BYTES or flags or not _is_source(data):
             return original(self, data, flags)
         copy(data, self)
         return None
