@@ -307,6 +307,13 @@ def errors_of_hub() -> Iterator[list[Any]]:
         gevent.hub.Hub.handle_error = original
 
 
+def segments_received(sock: socket.socket) -> int:
+    """Return in how many segments the bytes came that *sock* has received (tcpi_data_segs_in)."""
+    count = struct.Struct("152xI")  # of struct tcp_info, linux/tcp.h
+    information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, count.size)
+    return int(count.unpack(information)[0])
+
+
 def run_alone(function: Callable[[], None], path: Path | None = None, **environment: str) -> str:
     """Run *function* of a test module in an interpreter of its own; return what it printed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from gevent import socket
 from gunicorn.config import Config
 from gunicorn.http.wsgi import FileWrapper, Response
-from peers import MakeLine, Spawn, decoded, pattern, receive, send_and_end
+from peers import MakeLine, Spawn, decoded, pattern, receive, segments_received, send_and_end
 
 import gsplice
 from gsplice.takeover import unpatch_all
@@ -80,4 +81,33 @@ def test_a_wrapper_whose_blocks_are_made_by_somebody_else_is_asked_for_them(
         answer(client, body, SIZE)
     _, _, sent = received.get().partition(b"\r\n\r\n")
     assert sent == b"A" * SIZE
+    unpatch_all()
+
+
+@pytest.mark.parametrize("size", [1000, 20_000])
+def test_a_small_file_comes_in_one_segment_with_its_head(
+    line: MakeLine, tmp_path: Path, size: int
+) -> None:
+    gsplice.patch_all()
+    _, _, client, receiver = line()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as gunicorn's are
+    (tmp_path / "file").write_bytes(BODY[:size])
+    with open(tmp_path / "file", "rb") as body:
+        answer(client, body, size)
+    assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 0
+    _, _, sent = receive(receiver).partition(b"\r\n\r\n")
+    assert sent == BODY[:size]
+    assert segments_received(receiver) == 1
+    unpatch_all()
+
+
+def test_a_socket_that_its_owner_has_corked_stays_so(line: MakeLine, tmp_path: Path) -> None:
+    gsplice.patch_gunicorn()
+    _, _, client, receiver = line()
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+    (tmp_path / "file").write_bytes(b"hello")
+    with open(tmp_path / "file", "rb") as body:
+        answer(client, body, 5)
+    assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 1
+    assert receive(receiver).endswith(b"\r\n\r\nhello")
     unpatch_all()

@@ -19,7 +19,16 @@ import pytest
 from gevent import socket
 from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
-from peers import Spawn, connected, pattern, receive, reset, send_and_end, wait_until
+from peers import (
+    Spawn,
+    connected,
+    pattern,
+    receive,
+    reset,
+    segments_received,
+    send_and_end,
+    wait_until,
+)
 
 import gsplice
 import gsplice.pywsgi
@@ -40,10 +49,12 @@ class Log(list[str]):
 
 
 @contextlib.contextmanager
-def serving(application: Application, **options: Any) -> Iterator[tuple[int, Log]]:
+def serving(
+    application: Application, listener: Any = ("127.0.0.1", 0), **options: Any
+) -> Iterator[tuple[int, Log]]:
     """Run a server; its port and its log are given."""
     log = Log()
-    server = WSGIServer(("127.0.0.1", 0), application, log=log, **options)
+    server = WSGIServer(listener, application, log=log, **options)
     server.start()
     try:
         yield server.server_port, log
@@ -343,6 +354,23 @@ def test_a_negative_content_length_is_passed_on_as_it_is(
     plain = False
     assert raw_answer() == expected
     assert expected.endswith(BODY)
+
+
+@pytest.mark.parametrize("size", [1000, 20_000])
+@pytest.mark.parametrize("no_delay", [0, 1], ids=["", "no-delay"])
+def test_a_small_file_comes_in_one_segment_with_its_head(
+    with_wrapper: dict[str, Any], no_delay: int, size: int, tmp_path: Path
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Length", str(size))])
+        return environ["wsgi.file_wrapper"](file_at(tmp_path, BODY[:size]))
+
+    listener = bound(socket.AF_INET, ("127.0.0.1", 0), 5)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, no_delay)
+    with serving(application, listener, **with_wrapper) as (port, _), client_of(port) as client:
+        for answers in (1, 2, 3):
+            assert fetch(client)[2] == BODY[:size]
+            assert segments_received(client.sock) == answers
 
 
 @pytest.mark.parametrize(("size", "sent"), [(0, b""), (-1, BODY), (1000, BODY)])
