@@ -42,8 +42,8 @@ def _new_sendall(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def sendall(self: GeventSocket, data: Any, flags: int = 0) -> Any:
-        kind: Any = data.__class__
-        if kind in _PLAIN_BYTES and self.__class__ is GeventSocket:
+        kind = type(data)
+        if kind in _PLAIN_BYTES and type(self) is GeventSocket:
             # No bytes are not sent at all, and a non-blocking socket has errors of its own.
             if data and self.timeout != 0.0 and GeventSocket.send is send:
                 try:
