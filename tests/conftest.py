@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from forwarded import forwarded
 from gevent import socket
 from gevent.server import StreamServer
 from peers import (
@@ -31,8 +32,18 @@ from servers import dial, echo, forward, keep, listen, never_accepts, no_fds, se
 import gsplice
 from gsplice import _hub
 
-#: Fixtures for tests of `ForwardServer`.
-__all__ = ["dial", "echo", "forward", "keep", "listen", "never_accepts", "no_fds", "serve"]
+#: Fixtures of single connections that are forwarded, and of `ForwardServer`.
+__all__ = [
+    "dial",
+    "echo",
+    "forward",
+    "forwarded",
+    "keep",
+    "listen",
+    "never_accepts",
+    "no_fds",
+    "serve",
+]
 
 #: Seconds that a test may wait in the hub, and that it may take at all.
 HUB_DEADLINE = 20.0
