@@ -14,6 +14,7 @@ import pytest
 from forwarded import forwarded
 from gevent import socket
 from gevent.server import StreamServer
+from moderated import any_pace, stream
 from peers import (
     Line,
     MakeLine,
@@ -32,8 +33,9 @@ from servers import dial, echo, forward, keep, listen, never_accepts, no_fds, se
 import gsplice
 from gsplice import _hub
 
-#: Fixtures of single connections that are forwarded, and of `ForwardServer`.
+#: Fixtures of streams that are moderated, of single connections that are forwarded, of servers.
 __all__ = [
+    "any_pace",
     "dial",
     "echo",
     "forward",
@@ -43,6 +45,7 @@ __all__ = [
     "never_accepts",
     "no_fds",
     "serve",
+    "stream",
 ]
 
 #: Seconds that a test may wait in the hub, and that it may take at all.

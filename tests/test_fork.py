@@ -19,6 +19,7 @@ import pytest
 from forks import ended_child, gsplices_pipes, in_child, line_with_client_in_thread, pipes_of
 from gevent import get_hub, socket
 from gevent.os import fork_and_watch, fork_gevent, waitpid
+from moderated import Stream
 from peers import (
     MORE_THAN_BUFFERS,
     Line,
@@ -32,7 +33,6 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
-from test_moderation import Stream
 
 import gsplice
 from gsplice import _kernel

@@ -1,0 +1,61 @@
+"""A stream of writes that is moderated, however quick or slow the machine is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from eagerness import make_eager
+from gevent import socket
+from peers import Line, MakeLine, is_stream, pattern
+
+import gsplice
+from gsplice import _gevent
+
+#: Bytes of a small write, and of one that is not.
+SMALL = 512
+LARGE = 20_000
+
+
+def mark(sock: socket.socket) -> int:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
+@pytest.fixture
+def any_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a source taken for a stream however quick or slow this machine is."""
+    make_eager(monkeypatch)
+
+
+class Stream:
+    """One write after the other, each in a pass of the hub of its own."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.sent = bytearray()
+
+    def write(self, times: int = 1, size: int = SMALL) -> None:
+        for _ in range(times):
+            piece = pattern(size, len(self.sent) % 251)
+            self.line.client.sendall(piece)
+            self.sent += piece
+            _gevent.let_loop_pass()
+
+    def write_until_moderated(self, transfer: Any, size: int = SMALL) -> None:
+        for _ in range(5000):
+            self.write(size=size)
+            if is_stream(transfer):
+                return
+        pytest.fail("a stream of 5,000 writes was not moderated")
+
+    def end(self, transfer: gsplice.Transfer, received: Any) -> None:
+        """Come to an end; all of it has to arrive."""
+        self.line.client.shutdown(socket.SHUT_WR)
+        assert transfer.get(timeout=5) == len(self.sent)
+        self.line.sink.shutdown(socket.SHUT_WR)
+        assert received.get() == self.sent
+
+
+@pytest.fixture
+def stream(line: MakeLine, any_pace: None) -> Stream:
+    return Stream(line())

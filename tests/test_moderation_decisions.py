@@ -1,0 +1,202 @@
+"""How moderation decides what is a stream, and for how long, by a clock that is the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+from gevent import socket
+from moderated import mark
+from peers import Pairs
+
+from gsplice import _moderation
+from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation
+
+
+class Watched:
+    """A `Moderation` and its clock."""
+
+    def __init__(
+        self, source: socket.socket, sink: socket.socket | None, clock: SimpleNamespace
+    ) -> None:
+        self.source = source
+        self.moderation = Moderation(source, sink, lambda: None)
+        self._clock = clock
+        self._moved = 0
+        self.patience = PATIENCE
+        self.look(0, 0)  # the first only sees what the peer had been sent before
+
+    def look(self, average: int, pace: float, remaining: int | None = None) -> bool:
+        """Be read as often as it takes for a look; return whether it is a stream by now."""
+        self._clock.now += self.patience * pace or PERIOD
+        self._moved += self.patience * average
+        reads = self.moderation.read(self._moved, remaining)
+        return self._is_stream(reads)
+
+    def tick(self, count: int, seconds: float = PERIOD, remaining: int | None = None) -> bool:
+        """Let it tick after *seconds*, and find *count* bytes; return whether it is a stream."""
+        self._clock.now += seconds
+        self._moved += count
+        return self._is_stream(self.moderation.found(self._moved, remaining))
+
+    def ticks(self, count: int, most: int = 60) -> int:
+        """Let it tick, and find *count* bytes each time; return how often it was still a stream."""
+        for number in range(most):
+            if not self.tick(count):
+                return number
+        return most
+
+    def _is_stream(self, reads: int) -> bool:
+        assert (reads == NEVER) == self.moderation.is_stream
+        if reads != NEVER:
+            self.patience = reads
+        return self.moderation.is_stream
+
+
+@pytest.fixture
+def watch(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(_moderation, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    made: list[Watched] = []
+
+    def watch(sink: str | None = "tcp") -> Watched:
+        _, source = pairs("tcp")
+        made.append(Watched(source, None if sink is None else pairs(sink)[0], clock))
+        return made[-1]
+
+    yield watch
+    for watched in made:
+        watched.moderation.close()
+        assert mark(watched.source) == 1
+
+
+@pytest.fixture
+def watched(watch: Callable[..., Watched]) -> Watched:
+    return watch()
+
+
+#: Seconds from one read to the next, and bytes a read.
+POLLED = (0.000_05, 2_000)
+MARKED = (0.000_05, 150_000)
+
+
+@pytest.mark.parametrize(
+    ("pace", "average", "has_mark"),
+    [
+        (*POLLED, False),
+        (0.000_11, 2_000, None),  # too slow
+        (0.000_02, 40_000, None),  # half joined by the kernel
+        (*MARKED, True),
+        (0.000_05, 300_000, None),  # it waits for us
+        (0.000_4, 150_000, True),  # one of many
+        (0.000_4, 40_000, True),
+        (0.000_6, 150_000, None),  # too slow
+        (0.000_2, 150_000, None),  # much at a time, and not that quick
+    ],
+)
+def test_what_is_polled_and_what_has_a_mark(
+    watched: Watched, pace: float, average: int, has_mark: bool | None
+) -> None:
+    assert watched.look(average, pace) == (has_mark is not None)
+    assert (mark(watched.source) > 1) == bool(has_mark)
+
+
+@pytest.mark.parametrize("sink", ["unix", None])
+def test_there_is_no_mark_where_it_does_not_fit_into_the_sink(
+    watch: Callable[..., Watched], sink: str | None
+) -> None:
+    pace, average = MARKED
+    assert not watch(sink).look(average, pace)
+    pace, average = POLLED
+    assert watch(sink).look(average, pace)
+
+
+@pytest.mark.parametrize(("pace", "average"), [POLLED, MARKED])
+def test_an_answer_ends_it(watched: Watched, pace: float, average: int) -> None:
+    assert watched.look(average, pace)
+    assert watched.tick(100_000_000)
+    watched.source.sendall(b"enough")
+    assert not watched.tick(100_000_000)
+    assert mark(watched.source) == 1
+
+
+def test_a_tick_that_finds_little_ends_it(watched: Watched) -> None:
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    assert watched.tick(4096)
+    assert not watched.tick(4095)
+
+
+def test_a_tick_right_behind_a_late_one_is_not_held_against_it(watched: Watched) -> None:
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    assert watched.tick(200_000, seconds=5 * PERIOD)
+    assert watched.tick(0, seconds=PERIOD / 10)
+
+
+def test_what_is_slower_as_a_stream_is_none_for_a_while(watched: Watched) -> None:
+    pace, average = POLLED  # 40,000 bytes in each period
+    assert watched.look(average, pace)
+    assert watched.ticks(29_000) == 15  # the next is the last
+    assert watched.patience == 4 * PATIENCE
+    assert watched.look(average, pace)
+    assert watched.ticks(31_000) == 60
+    assert not watched.tick(0)
+    assert watched.patience == PATIENCE
+
+
+def test_what_is_slower_in_the_long_run_is_none_for_a_while(watched: Watched) -> None:
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    assert watched.ticks(40_000, 16) == 16  # what had piled up comes as well
+    assert watched.ticks(25_000) == 64 - 17
+    assert watched.patience == 4 * PATIENCE
+
+
+def test_it_is_held_against_the_most_that_was_seen_which_fades(watched: Watched) -> None:
+    pace, average = POLLED
+    for _ in range(3):  # 40,000 bytes in each period; half of it; half of it
+        assert watched.look(average, pace)
+        assert watched.ticks(21_000) == 15
+        average = 1_000
+    for _ in range(4):
+        assert watched.look(average, pace)
+        watched.tick(0)
+    assert watched.look(average, pace)
+    assert watched.ticks(21_000) == 60
+
+
+def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Watched) -> None:
+    pace, average = POLLED
+    seen = []
+    for _ in range(8):
+        assert watched.look(average, pace)
+        assert not watched.tick(0)
+        seen.append(watched.patience // PATIENCE)
+    assert seen == [4, 16, 64, 256, 1024, 1024, 1024, 1024]
+
+
+def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched) -> None:
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    assert watched.ticks(1_000_000, 100) == 100
+    assert not watched.tick(1_300_000)
+    average, pace = 150_000, 0.000_05  # it was fast in the end, as it was not in the beginning
+    assert watched.look(average, pace)
+    assert mark(watched.source) > 1
+
+
+def test_a_long_stream_with_a_mark_is_looked_at_anew(watched: Watched) -> None:
+    pace, average = MARKED
+    assert watched.look(average, pace)
+    assert watched.ticks(3_000_000, 100) == 63
+    assert watched.patience == PATIENCE
+
+
+def test_the_last_bytes_of_a_limit_are_waited_for(watched: Watched) -> None:
+    pace, average = POLLED
+    assert not watched.look(average, pace, remaining=39_000)
+    assert watched.look(average, pace, remaining=41_000)
+    assert watched.tick(40_000, remaining=41_000)
+    assert not watched.tick(40_000, remaining=39_000)

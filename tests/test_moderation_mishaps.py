@@ -1,0 +1,187 @@
+"""What befalls a stream that is moderated costs no byte, and the mark of its user is back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+import gevent
+import pytest
+from faults import Fault, always, failing, injected
+from gevent import socket
+from gevent.exceptions import ConcurrentObjectUseError
+from moderated import LARGE, SMALL, Stream, mark
+from peers import Spawn, is_stream, pattern, peeked, receive, reset, wait_until
+from races import before_method
+
+import gsplice
+from gsplice import _moderation
+from gsplice._moderation import PATIENCE
+from gsplice._pump import Pump
+
+# What becomes of the user's own mark.
+
+
+@pytest.mark.parametrize("own_mark", [1, 700])
+@pytest.mark.parametrize("end", ["stop", "pause", "error", "end of file"])
+def test_the_mark_of_the_user_is_back(stream: Stream, own_mark: int, end: str) -> None:
+    client, source, sink, backend = stream.line
+    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, own_mark)
+    received = gevent.spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer, LARGE)
+    assert mark(source) > own_mark
+    if end == "stop":
+        transfer.stop()
+    elif end == "pause":
+        wait_until(lambda: not is_stream(transfer))
+    elif end == "error":
+        reset(client)
+        transfer.wait(5)
+        assert isinstance(transfer.exception, ConnectionResetError)
+    else:
+        client.shutdown(socket.SHUT_WR)
+        assert transfer.get(timeout=5) == len(stream.sent)
+    assert mark(source) == own_mark
+    transfer.stop()
+    sink.shutdown(socket.SHUT_WR)
+    assert stream.sent.startswith(received.get() + transfer.undelivered)
+
+
+@pytest.mark.parametrize("call", ["getsockopt", "setsockopt"])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_kernel_without_the_options_costs_no_transfer(
+    stream: Stream, spawn: Spawn, call: str, size: int
+) -> None:
+    _client, source, sink, backend = stream.line
+    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 300)
+    received = spawn(receive, backend)
+    unknown = always(call, failing(errno.ENOPROTOOPT))
+    with injected(unknown, sockets=[source]):
+        transfer = gsplice.Transfer(source, sink).start()
+        stream.write(200, size)
+        stream.end(transfer, received)
+    assert unknown.calls == (0 if (call, size) == ("setsockopt", SMALL) else 1)
+    assert mark(source) == 300
+
+
+def test_a_kernel_that_does_not_count_what_it_sends_costs_no_transfer(
+    stream: Stream, spawn: Spawn
+) -> None:
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    brief = always("getsockopt", lambda *_: bytes(104))  # tcp_info as it was before Linux 4.6
+    with injected(brief, sockets=[source]):
+        transfer = gsplice.Transfer(source, sink).start()
+        stream.write(200)
+        assert brief.calls == 1, "it is not asked again"
+        stream.end(transfer, received)
+
+
+def test_where_there_is_no_fd_left_a_stream_is_waited_for_as_ever(
+    stream: Stream, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_fd() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(_moderation, "_epoll", no_fd)
+    received = spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    stream.write(200)
+    assert not is_stream(transfer)
+    stream.end(transfer, received)
+
+
+def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
+    stream: Stream, spawn: Spawn
+) -> None:
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer)
+    with injected(Fault("getsockopt", failing(errno.ENOMEM)), sockets=[source]):
+        # The engine has the socket from before.
+        transfer._engine._moderation._raw = source._sock
+        stream.write(100)
+        wait_until(lambda: not is_stream(transfer))
+    stream.end(transfer, received)
+
+
+# What happens meanwhile.
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_stop_right_before_a_tick_leaves_what_has_come_in_the_source(
+    stream: Stream, size: int, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
+) -> None:
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    before_method(monkeypatch, Pump, "on_due", transfer.stop)
+    stream.write_until_moderated(transfer, size)
+    stream.write(4)
+    wait_until(transfer.ready)
+    assert mark(source) == 1
+    left = peeked(source)
+    sink.shutdown(socket.SHUT_WR)
+    assert received.get() + transfer.undelivered + left == stream.sent
+
+
+def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
+    stream: Stream, spawn: Spawn
+) -> None:
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer)
+    source.close()
+    transfer.wait(5)
+    assert isinstance(transfer.exception, socket.cancel_wait_ex)
+    sink.shutdown(socket.SHUT_WR)
+    assert stream.sent.startswith(received.get() + transfer.undelivered)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_second_reader_is_refused_and_the_stream_goes_on(
+    stream: Stream, size: int, spawn: Spawn
+) -> None:
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer, size)
+    second = gsplice.Transfer(source, sink).start()
+    second.wait(5)
+    assert isinstance(second.exception, ConcurrentObjectUseError)
+    with pytest.raises(ConcurrentObjectUseError):
+        socket.wait(source._read_event)
+    stream.write(200, size)
+    stream.end(transfer, received)
+    assert source._read_event.callback is None
+    assert source._read_event.events & 1
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_stalled_sink_costs_no_ticks(stream: Stream, size: int, has_ended: bool) -> None:
+    client, source, sink, backend = stream.line
+    received = gevent.spawn(receive, backend, 2 * PATIENCE * size)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer, size)
+    received.kill()
+    client.setblocking(False)
+    stalled = transfer.moved
+    while True:  # the backend does not read: at last nothing moves
+        try:
+            client.send(pattern(1 << 16))
+        except BlockingIOError:
+            if transfer.moved == stalled:
+                break
+            stalled = transfer.moved
+            gevent.sleep(0.01)
+    if has_ended:
+        client.shutdown(socket.SHUT_WR)
+    used = time.process_time()
+    gevent.sleep(0.2)  # what it costs to wait is what is tested
+    assert time.process_time() - used < 0.05
+    transfer.stop()
