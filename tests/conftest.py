@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from example_programs import beside
 from forwarded import forwarded
 from gevent import socket
 from gevent.server import StreamServer
@@ -33,9 +34,10 @@ from servers import dial, echo, forward, keep, listen, never_accepts, no_fds, se
 import gsplice
 from gsplice import _hub
 
-#: Fixtures of streams that are moderated, of single connections that are forwarded, of servers.
+#: Fixtures that stand where what they make does.
 __all__ = [
     "any_pace",
+    "beside",
     "dial",
     "echo",
     "forward",
