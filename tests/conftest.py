@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from contract import ends
 from example_programs import beside
 from forwarded import forwarded
 from gevent import socket
@@ -40,6 +41,7 @@ __all__ = [
     "beside",
     "dial",
     "echo",
+    "ends",
     "forward",
     "forwarded",
     "keep",

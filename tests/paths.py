@@ -1,4 +1,4 @@
-"""The paths that bytes take through gsplice: what a transfer can be between, for `test_contract`.
+"""The paths that bytes take through gsplice: what the contract is tried on (`test_contract`).
 
 A path is a kind of source, a kind of sink and a mode. A kind makes an end: what the transfer is
 given, the socket under it if there is one, and how its peer feeds or drains it. So a scenario is
