@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import ssl as standard_ssl
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,194 +13,26 @@ from typing import Any
 import gevent
 import pytest
 import trustme
+from arbiters import (
+    HALF,
+    LOOPBACK,
+    OWN_HEARTBEAT,
+    SHORT_HEARTBEAT,
+    Gunicorn,
+    begin_in_each_worker,
+    open_files,
+    runs,
+)
 from gevent import socket, ssl
 from gevent.server import StreamServer
 from gunicorn.config import Config
-from peers import (
-    Spawn,
-    echoed,
-    exchange,
-    is_readable,
-    pattern,
-    receive,
-    send_and_end,
-    send_back,
-    wait_until,
-)
-from programs import PATIENCE, Program, free_port
+from peers import Spawn, echoed, exchange, is_readable, pattern, receive, send_back, wait_until
+from programs import PATIENCE, free_port
 
-from gsplice import gunicorn as gunicorn_module
 from gsplice.gunicorn import ServerWorker
 from gsplice.server import ForwardServer
 
 WORKERS = ("StreamWorker", "ServerWorker")
-LOOPBACK = "127.0.0.1:0"
-HALF = 3_000_001  # bytes
-LISTEN = "0A"  # the state, in /proc/net/tcp
-
-#: Applications; each tells a client by which process it is served, in 8 bytes, and is an echo then.
-APPLICATIONS = """
-import os
-from functools import partial
-
-from gevent import socket
-from gevent.server import StreamServer
-
-import gsplice
-from gsplice.server import ForwardServer
-
-
-def name():
-    return b"%08d" % os.getpid()
-
-
-def handle(client, address):
-    client.sendall(name())
-    gsplice.copy(client, client)
-
-
-def forwarder(backend, **options):
-    def connect(address):
-        sock = socket.create_connection(("127.0.0.1", backend))
-        sock.sendall(name())
-        return sock
-
-    return partial(ForwardServer, target=connect, **options)
-
-
-class Echo(StreamServer):
-    def handle(self, client, address):
-        handle(client, address)
-
-
-def echo(**options):
-    return partial(Echo, **options)
-
-
-def no_server(listener):
-    return listener.getsockname()
-"""
-
-
-#: Between two signs of life a worker does not look whether it is to end.
-CONFIGURATION = """
-import gsplice.gunicorn
-
-gsplice.gunicorn._HEARTBEAT = {heartbeat}
-
-
-def post_worker_init(worker):
-    worker.log.info("Booted: %s", worker.pid)
-"""
-OWN_HEARTBEAT = gunicorn_module._HEARTBEAT
-SHORT_HEARTBEAT = 0.1
-
-
-class Gunicorn(Program):
-    """A ``gunicorn``, and the connections to it."""
-
-    def __init__(
-        self,
-        directory: Path,
-        worker: str,
-        application: str,
-        *options: str,
-        heartbeat: float = SHORT_HEARTBEAT,
-    ) -> None:
-        directory.mkdir(exist_ok=True)
-        (directory / "applications.py").write_text(APPLICATIONS)
-        (directory / "gunicorn.conf.py").write_text(CONFIGURATION.format(heartbeat=heartbeat))
-        super().__init__(
-            # Not "-m gunicorn": to that it cannot re-execute itself.
-            *(Path(sys.executable).with_name("gunicorn"), "-k", f"gsplice.gunicorn.{worker}"),
-            *options,
-            f"applications:{application}",
-            cwd=directory,
-            XDG_RUNTIME_DIR=str(directory),  # for its control socket
-        )
-        self.address: Any = None
-        self._dialled: list[socket.socket] = []
-
-    def wait_until_ready(self, workers: int) -> None:
-        """Wait until it listens, or is to listen, and has started its workers."""
-        found = self.expect(r"Listening at: (?:https?://(\S+):(\d+)|unix:(\S+))? \(\d+\)$")
-        self.address = found[3] or (found[1] and (found[1], int(found[2])))
-        self.wait_until_booted(workers)
-
-    def wait_until_booted(self, workers: int) -> None:
-        """Wait until it has started so many workers, or so many more."""
-        for _ in range(workers):
-            self.expect("Booted: ")  # a signal that comes before is lost, as with any worker
-
-    def workers(self) -> set[int]:
-        """Return the pids of its workers."""
-        pid = self.process.pid
-        return {int(child) for child in read(f"/proc/{pid}/task/{pid}/children").split()}
-
-    def listeners(self) -> set[str]:
-        """Return the sockets that listen at its port, as /proc/PID/fd calls them."""
-        port = f":{self.address[1]:04X}"
-        rows = [line.split() for line in read("/proc/net/tcp").splitlines()]
-        return {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == LISTEN}
-
-    def accepts(self, pid: int) -> bool:
-        """Whether a worker still listens."""
-        return not self.listeners().isdisjoint(open_files(pid))
-
-    def dial(self) -> tuple[socket.socket, int]:
-        """Return a connection, and the pid of the worker that serves it."""
-        family = socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET
-        sock = socket.socket(family)
-        self._dialled.append(sock)
-        sock.settimeout(PATIENCE)
-        sock.connect(self.address)
-        return sock, int(receive(sock, 8))
-
-    def dial_worker(self, pid: int) -> socket.socket:
-        """Return a connection that a certain worker serves: the others cannot accept it."""
-        others = self.workers() - {pid}
-        for other in others:
-            os.kill(other, signal.SIGSTOP)
-        try:
-            sock, served_by = self.dial()
-        finally:
-            for other in others:
-                os.kill(other, signal.SIGCONT)
-        assert served_by == pid
-        return sock
-
-    def ended(self) -> int:
-        """Wait for its end, while the hub runs; return its exit status."""
-        wait_until(lambda: self.process.poll() is not None, PATIENCE)
-        return self.stop()
-
-    def __exit__(self, *_: Any) -> None:
-        for sock in self._dialled:
-            sock.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-            self.ended()
-        super().__exit__(None, None, None)
-
-
-def read(path: str) -> str:
-    """Return what a file of /proc says; nothing where its process is no more."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def open_files(pid: int) -> list[str]:
-    """Return what a process has open."""
-    with contextlib.suppress(FileNotFoundError):
-        return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    return []
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs, and has not ended and only waits for its parent to notice."""
-    return "(zombie)" not in read(f"/proc/{pid}/status") and os.path.exists(f"/proc/{pid}")
 
 
 @pytest.fixture
@@ -248,30 +79,6 @@ def gunicorn(tmp_path: Path, backend: int) -> Iterator[Callable[..., Gunicorn]]:
 def worker(request: pytest.FixtureRequest) -> str:
     """Name each of the classes in turn."""
     return str(request.param)
-
-
-def send_half(sock: socket.socket) -> None:
-    """Send the first half of what `finish` sends the second half of."""
-    sock.sendall(pattern(2 * HALF)[:HALF])
-
-
-def finish(sock: socket.socket, so_far: bytes = b"") -> None:
-    """Send the second half; all of it must have come back then, and the end of file."""
-    sender = gevent.spawn(send_and_end, sock, pattern(2 * HALF)[HALF:])
-    assert so_far + receive(sock) == pattern(2 * HALF)
-    sender.get()
-
-
-def begin_in_each_worker(program: Gunicorn, spawn: Spawn) -> dict[int, Callable[[], None]]:
-    """Have a transfer under way in each worker; return what finishes and checks it."""
-    transfers = {}
-    for pid in sorted(program.workers()):
-        sock = program.dial_worker(pid)
-        spawn(send_half, sock)
-        so_far = receive(sock, 1000)  # it has begun, and the rest of the half is in flight
-        transfers[pid] = lambda sock=sock, so_far=so_far: finish(sock, so_far)
-    assert len(transfers) == 2
-    return transfers
 
 
 # They serve.
