@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import http.client
 import io
 import urllib.error
-from collections.abc import Callable
-from pathlib import Path
 from socket import socketpair as standard_socketpair
-from typing import Any, TypeAlias
+from typing import Any
 from wsgiref.util import FileWrapper
 
-import gevent
-import gunicorn.http.body
-import gunicorn.http.unreader
 import pytest
 import urllib3
-from gevent import pywsgi, socket
-from gevent.event import Event
+from bodies import BODY, KINDS_OF_BODY, SIZE, MakeBody, gunicorn_body_on, head, response_on
+from gevent import pywsgi
 from peers import (
     MORE_THAN_BUFFERS,
     MakeLine,
@@ -34,30 +28,7 @@ from peers import (
 )
 
 import gsplice
-from gsplice._endpoint import FileSink
 from gsplice.takeover.http import ResponseBody
-
-SIZE = 1_000_003
-BODY = pattern(SIZE, 5)
-
-
-def response_on(sock: socket.socket, method: str = "GET") -> http.client.HTTPResponse:
-    """Return the response that comes in on *sock*, its head read."""
-    response = http.client.HTTPResponse(sock, method=method)
-    response.begin()
-    return response
-
-
-def head(length: int | None) -> bytes:
-    """Return the head of a response with a body of *length* bytes."""
-    framing = "Connection: close" if length is None else f"Content-Length: {length}"
-    return f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode()
-
-
-def gunicorn_body_on(source: socket.socket) -> Any:
-    """Return the body of a request of which gunicorn has read the head."""
-    unreader = gunicorn.http.unreader.SocketUnreader(source)
-    return gunicorn.http.body.Body(gunicorn.http.body.LengthReader(unreader, SIZE))
 
 
 @pytest.mark.parametrize("length", [SIZE, None], ids=["by-length", "until-end-of-file"])
@@ -255,29 +226,6 @@ def test_an_object_that_cannot_be_told_is_an_error_and_no_hang(
     response.close()
 
 
-# Whose error it is: the object is told of what was met in reading it, and of nothing else.
-
-
-def http_body(source: socket.socket) -> Any:
-    """Return http.client's object for the body that comes in on *source*."""
-    return response_on(source)
-
-
-def urllib3_body(source: socket.socket) -> Any:
-    """Return urllib3's."""
-    return urllib3.HTTPResponse(response_on(source), preload_content=False, decode_content=False)
-
-
-def gunicorn_body(source: socket.socket) -> Any:
-    """Return gunicorn's, which is that of a request: here its head is skipped."""
-    assert receive(source, len(head(SIZE))) == head(SIZE)
-    return gunicorn_body_on(source)
-
-
-MakeBody: TypeAlias = Callable[[socket.socket], Any]
-KINDS_OF_BODY = [http_body, urllib3_body, gunicorn_body]
-
-
 @pytest.mark.parametrize("make", KINDS_OF_BODY)
 @pytest.mark.parametrize("where", ["object", "class"])
 def test_a_method_that_was_replaced_is_called(
@@ -319,147 +267,6 @@ def test_a_method_of_what_is_under_a_body_that_was_replaced_is_called(
     received = spawn(receive, backend, SIZE)
     assert gsplice.copy(response, sink) == SIZE
     assert b"".join(seen) == received.get() == BODY
-    response.close()
-
-
-@pytest.mark.parametrize("make", KINDS_OF_BODY)
-def test_a_writer_that_cannot_be_flushed_is_not_the_bodys_error(
-    line: MakeLine, spawn: Spawn, make: MakeBody
-) -> None:
-    client, source, sink, _ = line()
-    sending = spawn(send_and_end, client, head(SIZE) + BODY)
-    body, writer = make(source), sink.makefile("wb")
-    writer.write(b"written before")
-    sink.shutdown(socket.SHUT_WR)
-    with pytest.raises(BrokenPipeError):
-        gsplice.copy(body, writer)
-    assert not getattr(body, "failed", False)
-    assert body.read() == BODY
-    sending.get()
-    with pytest.raises(BrokenPipeError):
-        writer.close()
-
-
-@pytest.mark.parametrize("make", KINDS_OF_BODY)
-def test_a_disk_that_is_full_at_the_end_is_not_the_bodys_error(
-    line: MakeLine, spawn: Spawn, tmp_path: Path, make: MakeBody, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: FileSink) -> None:
-        raise OSError(errno.ENOSPC, "no space left on the device")
-
-    client, source, _, _ = line()
-    spawn(send_and_end, client, head(SIZE) + BODY)
-    body = make(source)
-    monkeypatch.setattr(FileSink, "settle", full)
-    with open(tmp_path / "sink", "wb") as sink, pytest.raises(OSError, match="no space"):
-        gsplice.copy(body, sink)
-    assert not getattr(body, "failed", False)
-    assert body.read() == b""
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (http_body, TimeoutError),
-        (urllib3_body, urllib3.exceptions.ReadTimeoutError),
-        (gunicorn_body, TimeoutError),
-    ],
-)
-def test_a_silent_peer_is_the_bodys_own_error(
-    line: MakeLine, make: MakeBody, expected: type[Exception]
-) -> None:
-    client, source, sink, backend = line()
-    source.settimeout(0.05)
-    client.sendall(head(SIZE) + BODY[:100_000])
-    body = make(source)
-    with pytest.raises(expected):
-        gsplice.copy(body, sink)
-    assert receive(backend, 100_000) == BODY[:100_000]
-    assert getattr(body, "failed", True)
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (http_body, ConnectionResetError),
-        (urllib3_body, urllib3.exceptions.ProtocolError),
-        (gunicorn_body, ConnectionResetError),
-    ],
-)
-def test_a_peer_that_resets_is_the_bodys_own_error(
-    line: MakeLine, make: MakeBody, expected: type[Exception]
-) -> None:
-    client, source, sink, backend = line()
-    client.sendall(head(SIZE) + BODY[:100_000])
-    body = make(source)
-    transfer = gsplice.Transfer(body, sink).start()
-    assert receive(backend, 100_000) == BODY[:100_000]
-    wait_until(lambda: transfer.moved == 100_000)
-    reset(client)
-    with pytest.raises(expected):
-        transfer.get(timeout=10)
-    assert getattr(body, "failed", True)
-
-
-# What the second engine does: it asks the object, once its bytes have been taken.
-
-
-def delayed(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> None:
-    """Have http.client's object wait before it is read by its own method."""
-    original = ResponseBody.read
-
-    def read(self: ResponseBody, limit: int) -> bytes:
-        wait()
-        return original(self, limit)
-
-    monkeypatch.setattr(ResponseBody, "read", read)
-
-
-def test_a_sockets_timeout_does_not_bound_what_the_object_does_at_its_end(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, source, sink, backend = line()
-    source.settimeout(0.2)
-    sink.settimeout(0.2)
-    spawn(send_and_end, client, head(SIZE) + BODY)
-    received = spawn(receive, backend, SIZE)
-    delayed(monkeypatch, lambda: gevent.sleep(0.5))
-    assert gsplice.copy(response_on(source), sink) == SIZE
-    assert received.get() == BODY
-
-
-def test_the_idle_timeout_bounds_it(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, source, sink, backend = line()
-    spawn(send_and_end, client, head(SIZE) + BODY)
-    spawn(receive, backend, SIZE)
-    delayed(monkeypatch, Event().wait)
-    response = response_on(source)
-    transfer = gsplice.Transfer(response, sink, idle_timeout=0.2).start()
-    with pytest.raises(TimeoutError):
-        transfer.get(timeout=10)
-    assert (transfer.moved, transfer.undelivered) == (SIZE, b"")
-    response.close()
-
-
-def test_stop_while_the_object_is_asked_for_its_end(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, source, sink, backend = line()
-    spawn(send_and_end, client, head(SIZE) + BODY)
-    received = spawn(receive, backend, SIZE)
-    asked = Event()
-    delayed(monkeypatch, lambda: (asked.set(), Event().wait()))
-    response = response_on(source)
-    transfer = gsplice.Transfer(response, sink).start()
-    asked.wait()
-    assert transfer.moved == SIZE
-    transfer.stop()
-    with pytest.raises(gsplice.TransferStopped):
-        transfer.get()
-    assert received.get() == BODY
-    assert (transfer.moved, transfer.undelivered, response.length) == (SIZE, b"", 0)
     response.close()
 
 
@@ -520,17 +327,3 @@ def test_a_wrapper_around_nothing_is_used_by_its_own_methods(line: MakeLine) -> 
     assert not gsplice.can_splice(PretendedInput(None), sink)
     with pytest.raises(TypeError, match="PretendedInput"):
         gsplice.copy(PretendedInput(None), sink)
-
-
-def test_an_error_in_telling_the_object_of_an_error_does_not_hide_it(
-    line: MakeLine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failed(self: Any, error: OSError) -> Exception:
-        raise AttributeError("failed")
-
-    monkeypatch.setattr(ResponseBody, "failed", failed)
-    client, source, sink, _ = line()
-    source.settimeout(0.05)
-    client.sendall(head(SIZE))
-    with pytest.raises(TimeoutError):
-        gsplice.copy(response_on(source), sink)
