@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from across import across, net
 from contract import ends
 from example_programs import beside
 from forwarded import forwarded
@@ -37,6 +38,7 @@ from gsplice import _hub
 
 #: Fixtures that stand where what they make does.
 __all__ = [
+    "across",
     "any_pace",
     "beside",
     "dial",
@@ -46,6 +48,7 @@ __all__ = [
     "forwarded",
     "keep",
     "listen",
+    "net",
     "never_accepts",
     "no_fds",
     "serve",
