@@ -17,7 +17,6 @@ from programs import PATIENCE, Program
 
 from gsplice import gunicorn as gunicorn_module
 
-LOOPBACK = "127.0.0.1:0"
 HALF = 3_000_001  # bytes
 LISTEN = "0A"  # the state, in /proc/net/tcp
 

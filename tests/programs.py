@@ -28,6 +28,7 @@ import pytest
 import gsplice
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LOOPBACK = "127.0.0.1:0"  # an address that a program may listen on
 PATIENCE = 20.0  # seconds that any single step may take on a busy machine
 SYSTEM_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 

@@ -15,7 +15,6 @@ import pytest
 import trustme
 from arbiters import (
     HALF,
-    LOOPBACK,
     OWN_HEARTBEAT,
     SHORT_HEARTBEAT,
     Gunicorn,
@@ -27,7 +26,7 @@ from gevent import socket, ssl
 from gevent.server import StreamServer
 from gunicorn.config import Config
 from peers import Spawn, echoed, exchange, is_readable, pattern, receive, send_back, wait_until
-from programs import PATIENCE, free_port
+from programs import LOOPBACK, PATIENCE, free_port
 
 from gsplice.gunicorn import ServerWorker
 from gsplice.server import ForwardServer
