@@ -199,6 +199,10 @@ def start(watcher: Any, callback: Callable[..., None]) -> None:
     and says so in negative events only: there *callback* gets the events, and has to `restart`.
     """
     check_unused(watcher)
+    _start(watcher, callback)
+
+
+def _start(watcher: Any, callback: Callable[..., None]) -> None:
     if type(watcher).__module__.startswith("gevent.libuv"):
         watcher.start(callback, pass_events=True)
     else:
@@ -209,7 +213,7 @@ def claim(watcher: Any, callback: Callable[..., None]) -> None:
     """Have *watcher*'s socket in use, as `start` does, but wait for nothing: for no event."""
     check_unused(watcher)
     watcher.events = 0
-    start(watcher, callback)
+    _start(watcher, callback)
 
 
 def end_claim(watcher: Any) -> None:
@@ -232,7 +236,7 @@ def thrown(error: Any) -> Any:
 def restart(watcher: Any, callback: Callable[..., None]) -> None:
     """Go on polling after *callback* was called with negative events."""
     watcher.stop()
-    start(watcher, callback)
+    _start(watcher, callback)
 
 
 def read_watcher_of(fd: int) -> Any:

@@ -12,11 +12,21 @@ from faults import Fault, always, failing, injected
 from gevent import socket
 from gevent.exceptions import ConcurrentObjectUseError
 from moderated import LARGE, SMALL, Stream, mark
-from peers import Spawn, is_stream, pattern, peeked, receive, reset, wait_until
+from peers import (
+    Pairs,
+    Spawn,
+    is_stream,
+    pattern,
+    peeked,
+    receive,
+    reset,
+    wait_until,
+    waits_to_read,
+)
 from races import before_method
 
 import gsplice
-from gsplice import _moderation
+from gsplice import _gevent, _moderation
 from gsplice._moderation import PATIENCE
 from gsplice._pump import Pump
 
@@ -159,6 +169,18 @@ def test_a_second_reader_is_refused_and_the_stream_goes_on(
     stream.end(transfer, received)
     assert source._read_event.callback is None
     assert source._read_event.events & 1
+
+
+def test_a_source_that_somebody_waits_for_is_not_claimed_and_they_go_on_waiting(
+    pairs: Pairs, spawn: Spawn
+) -> None:
+    client, source = pairs()
+    reading = spawn(source.recv, 1)
+    wait_until(lambda: waits_to_read(source))
+    with pytest.raises(ConcurrentObjectUseError):
+        _gevent.claim(source._read_event, lambda: None)
+    client.sendall(b"x")
+    assert reading.get() == b"x"
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
