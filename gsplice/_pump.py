@@ -88,7 +88,7 @@ class Pump(WatchingDirection):
         self._streaming = self._always_splice or expected
         self._short_rounds = 0
         self._moderation: Moderation | None = None  # made when there are enough reads to look at
-        self._until_look = PATIENCE if moderation >= PERIOD else NEVER  # reads
+        self._until_look = PATIENCE if moderation >= PERIOD else NEVER  # so many reads
 
     def sockets(self) -> list[GeventSocket]:
         """Return the source, and the sink if it is one."""
@@ -183,13 +183,18 @@ class Pump(WatchingDirection):
         return False
 
     def _go_on(self, drained: bool) -> None:
-        """Wait for what comes next; a source that was not *drained* is ready at once."""
+        """Wait for what comes next; a source that was not *drained* is ready at once.
+
+        One that is polled is waited for as well then, for a single read: after it comes a look
+        (`_look`), which drains the source again, and leaves it to the ticks once that was all.
+        """
         if drained:
             self._wait()
-        else:
-            if self._moderation is not None and self._moderation.wait():
-                self._until_look = 1  # and then no further than to the next tick
-            self._wait_for_source()
+            return
+        is_polled = self._moderation is not None and self._moderation.wait()
+        if is_polled:
+            self._until_look = 1
+        self._wait_for_source()
 
     def _copy(self) -> bool:
         """Receive into the scratch buffer, and send what came.
