@@ -92,15 +92,17 @@ class Direction:
 
     def fail(self, error: BaseException) -> None:
         """End at once with *error*, or with the step under way; after the end it does nothing."""
+        if self._owner is None:
+            return  # and keep nothing: a step that the hub calls for from here on is never made
         if self._in_step:
             self._end_is_due = self._end_is_due or error
-        elif self._owner is not None:
-            try:
-                self.undelivered = self._take_back()
-                with contextlib.suppress(Exception):  # the first error is the one to tell
-                    self._settle()
-            finally:
-                self._end(error)
+            return
+        try:
+            self.undelivered = self._take_back()
+            with contextlib.suppress(Exception):  # the first error is the one to tell
+                self._settle()
+        finally:
+            self._end(error)
 
     def take_what_has_come(self) -> None:
         """Move what can be moved without a wait; nothing, where methods might wait."""

@@ -129,6 +129,20 @@ def test_a_stop_by_a_signal_handler_right_before_the_write_hands_back_what_was_r
     assert (transfer.moved, transfer.undelivered) == (0, b"hello")
 
 
+@pytest.mark.parametrize("step", ["on_readable", "on_writable", "on_due"])
+def test_an_engine_that_the_hub_calls_after_its_end_keeps_no_error_that_comes_then(
+    line: MakeLine, step: str
+) -> None:
+    _, source, sink, _ = line()
+    transfer = gsplice.Transfer(source, sink).start()
+    transfer.stop()
+    engine: Any = transfer._engine
+    getattr(engine, step)()
+    engine.fail(Interrupted())
+    assert engine._end_is_due is None
+    assert isinstance(transfer.exception, gsplice.TransferStopped)
+
+
 class TimesOut:
     """An end whose methods have a `gevent.Timeout` of their own."""
 
