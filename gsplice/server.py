@@ -269,6 +269,8 @@ class _Connection:
             self._close()
         else:
             self._greenlet.kill(block=False)
+            if self._greenlet.dead:  # it had not begun, so nobody else closes them
+                self._close()
 
     def _connected(self, error: OSError | None) -> None:
         """The end of connecting without a greenlet."""

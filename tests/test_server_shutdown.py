@@ -67,6 +67,22 @@ def test_stop_ends_a_connection_that_is_not_relayed_yet(
     assert receive(client) == b""
 
 
+def test_a_connection_that_is_ended_before_the_target_has_been_asked_is_closed(
+    forward: Any, dial: Any
+) -> None:
+    """As at the end of a server with so many of them that its time is over sooner."""
+    asked: list[Any] = []
+    server = forward(asked.append)
+    (client,) = queued(server, dial, 1)
+    server.do_handle(*server.do_read())
+    (connection,) = server._connections
+    connection.stop()
+    assert server.connections == 0
+    with pytest.raises(ConnectionResetError):  # what it has said was not read
+        receive(client)
+    assert asked == []
+
+
 def test_a_connection_that_is_still_connecting_keeps_no_port_open_after_the_end(
     never_accepts: Any, forward: Any, dial: Any
 ) -> None:
