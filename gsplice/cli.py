@@ -190,6 +190,7 @@ def _server(options: argparse.Namespace) -> ForwardServer:
         _options.seconds("--idle-timeout", options.idle_timeout)
         _options.seconds("--connect-timeout", options.connect_timeout)
         _options.max_connections(options.max_connections, "--max-connections")
+        _check_addresses(options)
         target = _addresses.parse(options.target)
         listener, server = _listener(options)
     except ValueError as error:
@@ -210,6 +211,19 @@ def _server(options: argparse.Namespace) -> ForwardServer:
     except ValueError as error:
         listener.close()
         raise _UsageError(str(error)) from None
+
+
+def _check_addresses(options: argparse.Namespace) -> None:
+    """Raise ValueError where an address is bad; it names both where both are."""
+    problems = []
+    for text, to_listen in ((options.listen, True), (options.target, False)):
+        if not (to_listen and _systemd.is_meant(text)):
+            try:
+                _addresses.parse(text, to_listen=to_listen)
+            except ValueError as error:
+                problems.append(str(error))
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _listener(options: argparse.Namespace) -> tuple[socket.socket, type[ForwardServer]]:

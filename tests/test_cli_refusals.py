@@ -58,6 +58,13 @@ def test_a_bad_address_is_one_clear_line(address: str, capsys: pytest.CaptureFix
     assert BAD_ADDRESSES[address] in refusal(capsys, LOOPBACK, address)
 
 
+def test_two_bad_addresses_are_both_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "foo", ":80") == (
+        "bad address 'foo': expected host:port, [v6]:port or unix:/path; "
+        "bad address ':80': the host is missing"
+    )
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [
