@@ -49,9 +49,11 @@ class Meter:
             self._write(f"{REWRITE}{relays}, {rate / 1e6:,.1f} MB/s, {spliced_share()}")
 
     def _summary(self) -> str:
-        seconds = time.monotonic() - self._began
+        # How long it was there, which is not how long that took: no rate is to be made of it.
+        uptime = f"up for {time.monotonic() - self._began:,.1f} s"
         connections = count(self._server.accepted, "connection")
-        return f"{connections}, {_moved() / 1e6:,.1f} MB in {seconds:,.1f} s, {spliced_share()}"
+        moved = f"{_moved() / 1e6:,.1f} MB both ways"
+        return f"{connections}, {moved}, {spliced_share()}, {uptime}"
 
     def _write(self, text: str) -> None:
         self._stream.write(text)

@@ -227,7 +227,9 @@ def test_with_stats_a_summary_is_the_last_line(forward: Any, backend: str) -> No
     assert echoed(forwarder.dial(), pattern(3_000_000)) == pattern(3_000_000)
     forwarder.stop()
     *_, last = forwarder.output.splitlines()
-    found = re.fullmatch(r"gsplice: 1 connection, 6\.0 MB in \d+\.\d s, (\d+) % spliced", last)
+    found = re.fullmatch(
+        r"gsplice: 1 connection, 6\.0 MB both ways, (\d+) % spliced, up for \d+\.\d s", last
+    )
     assert found, forwarder.output
     assert int(found[1]) > 90
     assert "\x1b" not in forwarder.output
@@ -242,7 +244,9 @@ def test_with_stats_on_a_terminal_a_live_line_shows_what_it_does(backend: str) -
             exchange(client)
             terminal.expect(r"\r\x1b\[K1 relay, 0\.0 MB/s, 0 % spliced")
         terminal.process.send_signal(signal.SIGINT)
-        terminal.expect(r"\r\x1b\[Kgsplice: 1 connection, 0\.0 MB in \d\.\d s, 0 % spliced\r\n")
+        terminal.expect(
+            r"\r\x1b\[Kgsplice: 1 connection, 0\.0 MB both ways, 0 % spliced, up for \d\.\d s\r\n"
+        )
         assert terminal.process.wait(PATIENCE) == 0
 
 
