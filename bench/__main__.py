@@ -4,6 +4,7 @@ import sys
 
 try:
     from bench import memory, pictures, relay, syscalls, ticker
+    from bench.command_line import run_program
     from bench.web import command as web
 except ModuleNotFoundError as error:
     if error.name != "tabulate":
@@ -28,4 +29,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(main)

@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from bench import machine
 from bench.compiler import compiled, compiler
@@ -22,6 +23,22 @@ LIST_WIDTH = 26
 
 Choice = TypeVar("Choice", bound=Named)
 Taking = TypeVar("Taking", bound=Participant)
+
+
+def run_program(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run *main* with the words of the command line, and exit with its status.
+
+    Where nobody reads on (``| head``) it is a quiet end, with the status that a shell gives what
+    SIGPIPE has ended. The signal itself would leave what was started behind.
+    """
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes it once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    sys.exit(status)
 
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:

@@ -21,6 +21,7 @@ import pyperf  # type: ignore[import-untyped]
 from gevent import socket
 
 import gsplice
+from bench.command_line import run_program
 from bench.rounds import progress, turns
 
 VARIANTS = ("original", "patched", "control")
@@ -159,4 +160,4 @@ if __name__ == "__main__":
     if "--variant" in sys.argv:
         run_variant()
     else:
-        sys.exit(main(sys.argv[1:]))
+        run_program(main)

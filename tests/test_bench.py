@@ -132,6 +132,24 @@ def contenders_under(pid: int, name: str) -> Iterator[int]:
             yield child
 
 
+@pytest.mark.parametrize("words", [["--list"], ["scale", "--list"], ["web", "--list"]])
+def test_a_list_of_which_only_the_head_is_read_ends_quietly(words: Sequence[str]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run(
+            [*BENCH, *words],
+            cwd=REPOSITORY,
+            env=ENVIRONMENT,
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            timeout=3 * PATIENCE,
+        )
+    finally:
+        os.close(writes)
+    assert (done.stderr, done.returncode) == (b"", 128 + signal.SIGPIPE)
+
+
 def test_a_contender_that_dies_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     words = ("--regime=ping-pong-256", "--contender=gevent", "--contender=gsplice")
