@@ -50,6 +50,8 @@ _KEEPALIVE: Final = [
 
 #: What looking up a name may take: files of the resolver's, a socket, the event loop of a thread.
 _FDS_OF_A_LOOKUP: Final = 6
+#: With fewer it is in vain for sure: one for the lookup, one for what comes of it.
+_FEWEST_FDS_OF_A_LOOKUP: Final = 2
 
 #: The answers of connect(2) that are no end.
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EAGAIN})
@@ -256,6 +258,16 @@ def check_connected(backend: Any) -> socket.socket:
     if isinstance(backend, _socket.socket):
         backend.close()  # nobody else will
     raise TypeError(f"a target has to return a connected gevent socket, not {backend!r}")
+
+
+def is_worth_a_retry(target: Any) -> bool:
+    """Return whether there may be fds enough to connect to *target*, for which there were not.
+
+    A name that is looked up without one has gevent's thread pool print a traceback each time.
+    """
+    if callable(target) or destination(target) is not None:
+        return True
+    return _kernel.has_fds(_FEWEST_FDS_OF_A_LOOKUP)
 
 
 def was_short_of_fds(error: OSError) -> bool:

@@ -308,11 +308,12 @@ class _Connection:
         with self._server.accepting_nobody():
             self._free_reserved()
             while True:
-                try:
-                    return self._connect_in_time()
-                except OSError as error:
-                    if not _connecting.was_short_of_fds(error):
-                        raise
+                if _connecting.is_worth_a_retry(self._server.target):
+                    try:
+                        return self._connect_in_time()
+                    except OSError as error:
+                        if not _connecting.was_short_of_fds(error):
+                            raise
                 gevent.sleep(_RETRY)
 
     def _free_reserved(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from typing import Any
 
@@ -29,7 +30,8 @@ from peers import (
 from servers import LOOPBACK
 
 import gsplice
-from gsplice import _hub
+from gsplice import _hub, _kernel
+from gsplice.server import ForwardServer
 
 # How long, and how many at once.
 
@@ -371,6 +373,34 @@ def test_a_name_that_could_not_be_looked_up_for_want_of_an_fd_is_looked_up_again
         return socket.create_connection(echo.address)
 
     exchange(dial(forward(target)))
+    assert len(tries) == 2
+
+
+def test_a_name_is_not_looked_up_again_before_there_are_fds_to_do_it_with(
+    serve: Any, echo: StreamServer, dial: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each time that it is, gevent's thread pool would print a traceback."""
+    tries: list[Any] = []
+    asked: list[int] = []
+    fds = 1
+
+    class Counts(ForwardServer):
+        def connect(self, address: Any) -> socket.socket:
+            tries.append(address)
+            if len(tries) == 1:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().connect(address)
+
+    def has_fds(count: int) -> bool:
+        asked.append(count)
+        return count <= fds
+
+    monkeypatch.setattr(_kernel, "has_fds", has_fds)
+    client = dial(serve(Counts(LOOPBACK, ("localhost", echo.server_port))))
+    wait_until(lambda: len(asked) > 3)
+    assert len(tries) == 1
+    fds = 2
+    exchange(client)
     assert len(tries) == 2
 
 
