@@ -11,6 +11,9 @@ When none is left, whom it concerns is told, once.
 Nothing tells that a send queue is empty (a socket is writable while two thirds of it are full), so
 a timer looks, in steps that grow.
 
+In a forked child it goes on: a peer is told when the last copy of a socket is closed, and the
+child's would outlast the parent's.
+
 Unix sockets know no reset. What was sent is in the peer's own queue already, so they are closed at
 once: where something was left unread here the peer gets ECONNRESET behind it (unix(7)), else an end
 of file, and nothing can be done about that.

@@ -10,8 +10,10 @@ from typing import Any
 
 import gevent
 import pytest
+from forks import in_child
 from gevent import socket
 from gevent.event import Event
+from gevent.os import fork_gevent
 from gevent.server import StreamServer
 from peers import (
     MORE_THAN_BUFFERS,
@@ -24,6 +26,7 @@ from peers import (
     receive,
     receive_until_reset,
     reset,
+    run_alone,
     send_and_end,
     small_buffers,
     wait_until,
@@ -194,6 +197,42 @@ def test_a_socket_that_was_closed_meanwhile_is_waited_for_no_longer(
     (connection,) = server._connections
     connection._client.close()
     wait_until(lambda: server.connections == 0)
+
+
+def forked_while_one_is_cut_short() -> None:
+    """A child that ends its copy of the server at once (for the test below)."""
+
+    def handle(sock: socket.socket, _: Any) -> None:
+        sock.recv(1)
+        send_all(sock, pattern(ANSWER))
+        reset(sock)
+
+    _reset.PATIENCE = 60.0
+    backend = StreamServer(LOOPBACK, handle)
+    backend.start()
+    server = ForwardServer(LOOPBACK, backend.address)
+    server.start()
+    with socket.socket() as client:
+        small_buffers(client)
+        client.connect(server.address)
+        client.sendall(b"?")
+        wait_until(lambda: is_being_cut_short(server))
+
+        def work() -> None:
+            client.close()
+            server.stop(0)
+            assert server.connections == 0
+
+        in_child(work, fork_gevent)()
+        assert server.connections == 1
+        assert receive_until_reset(client) == pattern(ANSWER)
+    wait_until(lambda: server.connections == 0)
+    server.stop(0)
+    backend.stop(0)
+
+
+def test_a_forked_child_that_stops_its_copy_leaves_it_to_its_parent_to_wait_and_reset() -> None:
+    run_alone(forked_while_one_is_cut_short)
 
 
 # Unix sockets.
