@@ -183,18 +183,15 @@ class Pump(WatchingDirection):
         return False
 
     def _go_on(self, drained: bool) -> None:
-        """Wait for what comes next; a source that was not *drained* is ready at once.
-
-        One that is polled is waited for as well then, for a single read: after it comes a look
-        (`_look`), which drains the source again, and leaves it to the ticks once that was all.
-        """
+        """Wait for what comes next; a source that was not *drained* is ready at once."""
         if drained:
             self._wait()
-            return
-        is_polled = self._moderation is not None and self._moderation.wait()
-        if is_polled:
-            self._until_look = 1
-        self._wait_for_source()
+        else:
+            if self._moderation is not None and self._moderation.wait():
+                # It is polled. After this read a `_look` drains it again, and once that was all
+                # it is left to the ticks.
+                self._until_look = 1
+            self._wait_for_source()
 
     def _copy(self) -> bool:
         """Receive into the scratch buffer, and send what came.
