@@ -67,16 +67,20 @@ def first_block(under: Any) -> bytes:
 def in_full_segments(sock: Any, send: Callable[..., None], *arguments: Any) -> None:
     """Call *send*; what it sends to *sock* goes out in segments as full as can be (tcp(7))."""
     cork = _kernel.TCP_CORK
-    if cork is None or type(sock) is not GeventSocket:
+    if cork is None or not _can_be_corked(sock, cork):
         send(*arguments)
         return
     raw = _gevent.raw_socket(sock)
-    if raw.family not in _gevent.TCP_FAMILIES or raw.getsockopt(IPPROTO_TCP, cork):
-        send(*arguments)
-        return
     raw.setsockopt(IPPROTO_TCP, cork, 1)
     try:
         send(*arguments)
     finally:
         with contextlib.suppress(OSError):  # it may be closed by now
             raw.setsockopt(IPPROTO_TCP, cork, 0)
+
+
+def _can_be_corked(sock: Any, cork: int) -> bool:
+    """Whether *sock* is one of gevent's TCP sockets, and its owner has not corked it already."""
+    if type(sock) is not GeventSocket or _gevent.socket_family(sock) not in _gevent.TCP_FAMILIES:
+        return False
+    return not _gevent.raw_socket(sock).getsockopt(IPPROTO_TCP, cork)

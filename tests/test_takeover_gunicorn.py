@@ -19,13 +19,19 @@ SIZE = 1_200_003
 BODY = pattern(SIZE, 41)
 
 
-def answer(sock: socket.socket, body: Any, length: int | None, **settings: Any) -> None:
+def answer(
+    sock: socket.socket,
+    body: Any,
+    length: int | None,
+    cls: type[Response] = Response,
+    **settings: Any,
+) -> None:
     """Answer a request as a worker does, with *body* in a wrapper."""
     configuration = Config()
     for name, value in settings.items():
         configuration.set(name, value)
     request = SimpleNamespace(method="GET", version=(1, 1), should_close=lambda: True)
-    response = Response(request, sock, configuration)
+    response = cls(request, sock, configuration)
     response.start_response("200 OK", [] if length is None else [("Content-Length", str(length))])
     response.write_file(FileWrapper(body))
     response.close()
@@ -109,5 +115,24 @@ def test_a_socket_that_its_owner_has_corked_stays_so(line: MakeLine, tmp_path: P
     with open(tmp_path / "file", "rb") as body:
         answer(client, body, 5)
     assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 1
+    assert receive(receiver).endswith(b"\r\n\r\nhello")
+    unpatch_all()
+
+
+def test_a_subclass_that_frames_in_its_own_way_sends_a_small_file_as_it_would(
+    line: MakeLine, tmp_path: Path
+) -> None:
+    class Framing(Response):
+        def sendfile(self, respiter: FileWrapper) -> bool:
+            corked.append(self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK))
+            return bool(super().sendfile(respiter))
+
+    corked: list[int] = []
+    gsplice.patch_gunicorn()
+    _, _, client, receiver = line()
+    (tmp_path / "file").write_bytes(b"hello")
+    with open(tmp_path / "file", "rb") as body:
+        answer(client, body, 5, Framing)
+    assert corked == [0]
     assert receive(receiver).endswith(b"\r\n\r\nhello")
     unpatch_all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final
 
@@ -107,11 +108,12 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
     @functools.wraps(original)
     def write_file(self: Any, respiter: Any) -> None:
-        # A subclass (HTTP/2's) frames what it writes in its own way.
-        if type(self) is response and _takes(self, respiter):
+        if type(self) is not response:  # HTTP/2's frames what it writes in its own way
+            original(self, respiter)
+        elif _recognition.is_file(respiter.filelike):
+            _write_regular_file(self, respiter, original)
+        elif _takes(self, respiter):
             _send_file(self, respiter.filelike)
-        elif _is_small_file(self, respiter):
-            in_full_segments(self.sock, original, self, respiter)
         else:
             original(self, respiter)
 
@@ -119,8 +121,6 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
 
 def _takes(response: Any, wrapper: Any) -> bool:
-    if _recognition.is_file(wrapper.filelike):
-        return False
     under = _body.wrapped(wrapper)
     if under is wrapper:
         return False
@@ -131,9 +131,12 @@ def _takes(response: Any, wrapper: Any) -> bool:
     return worth_splicing(wrapper, under, response.sock, response.response_length) is not None
 
 
-def _is_small_file(response: Any, wrapper: Any) -> bool:
+def _write_regular_file(response: Any, wrapper: Any, original: Callable[..., None]) -> None:
     length = response.response_length
-    return length is not None and length <= _CORKED and _recognition.is_file(wrapper.filelike)
+    if length is not None and length <= _CORKED:
+        in_full_segments(response.sock, original, response, wrapper)
+    else:
+        original(response, wrapper)
 
 
 def _send_file(response: Any, under: Any) -> None:
