@@ -190,9 +190,8 @@ def _server(options: argparse.Namespace) -> ForwardServer:
         _options.seconds("--idle-timeout", options.idle_timeout)
         _options.seconds("--connect-timeout", options.connect_timeout)
         _options.max_connections(options.max_connections, "--max-connections")
-        _check_addresses(options)
-        target = _addresses.parse(options.target)
-        listener, server = _listener(options)
+        address, target = _parsed_addresses(options)
+        listener, server = _listener(options, address)
     except ValueError as error:
         raise _UsageError(str(error)) from None
     except OSError as error:
@@ -213,26 +212,31 @@ def _server(options: argparse.Namespace) -> ForwardServer:
         raise _UsageError(str(error)) from None
 
 
-def _check_addresses(options: argparse.Namespace) -> None:
-    """Raise ValueError where an address is bad; it names both where both are."""
-    problems = []
+def _parsed_addresses(options: argparse.Namespace) -> list[Any]:
+    """Return where to listen, None where systemd says it, and the target.
+
+    :raises ValueError: where an address is bad; it names both where both are.
+    """
+    found, problems = [], []
     for text, to_listen in ((options.listen, True), (options.target, False)):
-        if not (to_listen and _systemd.is_meant(text)):
-            try:
-                _addresses.parse(text, to_listen=to_listen)
-            except ValueError as error:
-                problems.append(str(error))
+        try:
+            by_systemd = to_listen and _systemd.is_meant(text)
+            found.append(None if by_systemd else _addresses.parse(text, to_listen=to_listen))
+        except ValueError as error:
+            problems.append(str(error))
     if problems:
         raise ValueError("; ".join(problems))
+    return found
 
 
-def _listener(options: argparse.Namespace) -> tuple[socket.socket, type[ForwardServer]]:
+def _listener(
+    options: argparse.Namespace, address: Any
+) -> tuple[socket.socket, type[ForwardServer]]:
     """Return the socket to accept at, and the class of a server for it."""
-    if _systemd.is_meant(options.listen):
+    if address is None:
         if options.reuse_port:
             raise ValueError("--reuse-port is for an address; a socket unit has ReusePort=yes")
         return _systemd.listener(options.listen), _SystemdServer
-    address = _addresses.parse(options.listen, to_listen=True)
     if options.reuse_port and isinstance(address, str):
         raise ValueError(f"--reuse-port is for a port: {options.listen}")
     listener = _addresses.listen(address, _BACKLOG, reuse_port=options.reuse_port)
