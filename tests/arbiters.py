@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import gevent
+from dialled import DialledProgram
 from gevent import socket
-from peers import Spawn, pattern, receive, send_and_end, wait_until
-from programs import PATIENCE, Program
+from peers import Spawn, pattern, receive, send_and_end
+from programs import PATIENCE
 
 from gsplice import gunicorn as gunicorn_module
 
@@ -78,8 +79,10 @@ OWN_HEARTBEAT = gunicorn_module._HEARTBEAT
 SHORT_HEARTBEAT = 0.1
 
 
-class Gunicorn(Program):
+class Gunicorn(DialledProgram):
     """A ``gunicorn``, and the connections to it."""
+
+    _END = signal.SIGQUIT
 
     def __init__(
         self,
@@ -101,7 +104,6 @@ class Gunicorn(Program):
             XDG_RUNTIME_DIR=str(directory),  # for its control socket
         )
         self.address: Any = None
-        self._dialled: list[socket.socket] = []
 
     def wait_until_ready(self, workers: int) -> None:
         """Wait until it listens, or is to listen, and has started its workers."""
@@ -150,19 +152,6 @@ class Gunicorn(Program):
                 os.kill(other, signal.SIGCONT)
         assert served_by == pid
         return sock
-
-    def ended(self) -> int:
-        """Wait for its end, while the hub runs; return its exit status."""
-        wait_until(lambda: self.process.poll() is not None, PATIENCE)
-        return self.stop()
-
-    def __exit__(self, *_: Any) -> None:
-        for sock in self._dialled:
-            sock.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-            self.ended()
-        super().__exit__(None, None, None)
 
 
 def read(path: str) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
+from dialled import DialledProgram
 from gevent import socket
-from peers import wait_until
-from programs import PATIENCE, Program
+from programs import PATIENCE
 
 
-class Forwarder(Program):
+class Forwarder(DialledProgram):
     """A ``python -m gsplice forward``, and the connections to it."""
 
     def __init__(self, *arguments: str) -> None:
         super().__init__(sys.executable, "-m", "gsplice", "forward", *arguments)
         self.address = ""
-        self._dialled: list[socket.socket] = []
 
     def wait_until_ready(self) -> None:
         self.address = self.expect(r"^gsplice: listening on (\S+), forwarding to \S+$")[1]
@@ -24,19 +22,6 @@ class Forwarder(Program):
     def dial(self) -> socket.socket:
         self._dialled.append(dial(self.address))
         return self._dialled[-1]
-
-    def ended(self) -> int:
-        """Wait for it, while the hub runs; return its exit status."""
-        wait_until(lambda: self.process.poll() is not None, PATIENCE)
-        return self.stop()
-
-    def __exit__(self, *_: Any) -> None:
-        for sock in self._dialled:
-            sock.close()
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.ended()  # with the hub running: a backend in the test has to see the end as well
-        super().__exit__(None, None, None)
 
 
 def dial(address: str) -> socket.socket:
