@@ -223,6 +223,16 @@ def end_claim(watcher: Any) -> None:
         watcher.events = _READ
 
 
+def loop_of(sock: GeventSocket) -> Any:
+    """Return the event loop on which *sock* is waited for."""
+    return sock.hub.loop
+
+
+def calls_backwards(loop: Any) -> bool:
+    """Whether *loop* calls what is ready from the last to the first, as libev does."""
+    return not type(loop).__module__.startswith("gevent.libuv")
+
+
 def when_loop_runs(callback: Callable[[], None]) -> None:
     """Have *callback* called in the next turn of the hub."""
     gevent.get_hub().loop.run_callback(callback)

@@ -1,4 +1,4 @@
-"""What the transfers on one hub share: a scratch buffer, and a pool of pipes.
+"""What the transfers on one hub share: a scratch buffer, a pool of pipes, and their turns.
 
 Invariant: nothing is left in the scratch buffer when control goes back to the hub. So one buffer
 serves any number of transfers, and an idle one holds none.
@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from gevent import monkey
 
-from gsplice import _account
+from gsplice import _account, _gevent
 from gsplice._pipe import PipePool
+from gsplice._turns import Turns
 
 #: The most that is copied at once.
 SCRATCH_SIZE: Final = 64 * 1024
@@ -27,15 +28,24 @@ SMALL_READ: Final = 16 * 1024
 
 
 class HubResources:
-    """The scratch buffer and the pipes of one hub."""
+    """The scratch buffer, the pipes and the turns of one hub."""
 
-    __slots__ = ("__weakref__", "pipes", "scratch", "small_scratch")
+    __slots__ = ("__weakref__", "_turns", "pipes", "scratch", "small_scratch")
 
     def __init__(self) -> None:
+        self._turns: Turns | None = None
         self.pipes = PipePool()
         self.scratch = memoryview(bytearray(SCRATCH_SIZE))
         self.small_scratch = self.scratch[:SMALL_READ]
         weakref.finalize(self, self.pipes.close)
+
+    def turns_on(self, loop: Any) -> Turns | None:
+        """Return the turns of those who read on *loop*; None where it keeps the order itself."""
+        if not _gevent.calls_backwards(loop):
+            return None
+        if self._turns is None or self._turns.loop is not loop:  # a hub may be given another
+            self._turns = Turns(loop)
+        return self._turns
 
 
 # One hub for each thread, so a thread's resources are its hub's. gevent keeps the hub of a thread

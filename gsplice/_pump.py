@@ -23,7 +23,7 @@ import errno
 from typing import Final, NoReturn
 
 from gsplice import _account, _gevent, _hub, _kernel
-from gsplice._direction import Owner, WatchingDirection
+from gsplice._direction import Owner, ReadingDirection
 from gsplice._endpoint import FileSink, SocketSink, SocketSource
 from gsplice._gevent import GeventSocket
 from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation
@@ -43,7 +43,7 @@ _CAUGHT_UP: Final = 16 * 1024
 _LAST_ROUNDS: Final = 64
 
 
-class Pump(WatchingDirection):
+class Pump(ReadingDirection):
     """Moves bytes from a real stream socket."""
 
     __slots__ = (
@@ -73,7 +73,7 @@ class Pump(WatchingDirection):
         moderation: float,
         owner: Owner,
     ) -> None:
-        super().__init__(count, owner)
+        super().__init__(count, owner, source.socket)
         self._source = source
         self._raw_source = _gevent.raw_socket(source.socket)
         self._sink = sink
@@ -97,8 +97,7 @@ class Pump(WatchingDirection):
 
     # What the hub calls.
 
-    def on_readable(self, events: int = 1) -> None:
-        """The source has bytes, its end, or an error."""
+    def _read(self, events: int = 1) -> None:
         self._in_step = True
         try:
             if self._owner is None:
@@ -325,6 +324,9 @@ class Pump(WatchingDirection):
                 pass
             self._wait()
 
+    def _waits_for_source(self) -> bool:
+        return self._owner is not None and not self._holds_bytes()
+
     def _holds_bytes(self) -> bool:
         return self._pipe is not None or bool(self._pending)
 
@@ -355,8 +357,7 @@ class Pump(WatchingDirection):
 
     def throw(self, error: BaseException | type[BaseException]) -> None:
         """End the wait that is under way, for the source or the sink, with *error*."""
-        waits_for_source = self._owner is not None and not self._holds_bytes()
-        if waits_for_source and isinstance(error, OSError):
+        if self._waits_for_source() and isinstance(error, OSError):
             error = self._source.failed(error)
         super().throw(error)
 

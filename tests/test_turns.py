@@ -1,0 +1,189 @@
+"""Sources that are ready together are read in the order in which the kernel says so.
+
+While a test writes, the hub does not run. So what it writes is ready all at once when it does, and
+the kernel's report has the order of the writes.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+import gevent
+import pytest
+from gevent import socket
+from peers import (
+    Line,
+    MakeLine,
+    Spawn,
+    is_readable,
+    receive,
+    run_alone,
+    wait_until,
+    waits_to_read,
+)
+from races import before_method
+
+import gsplice
+from gsplice._pump import Pump
+
+COUNT = 20
+
+
+@pytest.fixture
+def lines(line: MakeLine) -> list[Line]:
+    """Some connections, of which the order is all that differs."""
+    return [line("unix") for _ in range(COUNT)]
+
+
+class Arrivals:
+    """The order in which bytes come to the backends, as the kernel reports it."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self._epoll = select.epoll()
+        for each in lines:
+            self._epoll.register(each.backend, select.EPOLLIN | select.EPOLLET)
+        self._numbers = {each.backend.fileno(): number for number, each in enumerate(lines)}
+
+    def of(self, lines: list[Line]) -> list[int]:
+        """Return the numbers of *lines* in the order in which bytes come, once all have some."""
+        wait_until(lambda: all(is_readable(each.backend) for each in lines))
+        return [self._numbers[fd] for fd, _ in self._epoll.poll(0, len(self._numbers))]
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+@pytest.fixture
+def arrivals(lines: list[Line]) -> Any:
+    seen = Arrivals(lines)
+    yield seen
+    seen.close()
+
+
+@pytest.fixture
+def running(lines: list[Line]) -> Any:
+    """A transfer on each of the lines, which waits for its first byte."""
+    transfers = [gsplice.Transfer(each.source, each.sink).start() for each in lines]
+    gevent.sleep(0.001)  # the loop asks for what is not there yet, and registers the sockets
+    yield transfers
+    for transfer in transfers:
+        transfer.stop()
+
+
+def write_to(lines: list[Line], order: list[int]) -> None:
+    for number in order:
+        lines[number].client.sendall(b"%d" % number)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        list(range(COUNT)),
+        list(reversed(range(COUNT))),
+        [*range(0, COUNT, 2), *range(1, COUNT, 2)],
+        [7, 3],
+        [5],
+    ],
+    ids=["as made", "reversed", "interleaved", "two", "one"],
+)
+def test_who_has_waited_longest_is_served_first(
+    lines: list[Line], running: list[gsplice.Transfer], arrivals: Arrivals, order: list[int]
+) -> None:
+    for _ in range(3):
+        write_to(lines, order)
+        written_to = [lines[number] for number in order]
+        assert arrivals.of(written_to) == order
+        for number, each in zip(order, written_to, strict=True):
+            assert receive(each.backend, len(str(number))) == b"%d" % number
+
+
+def test_relays_are_served_in_the_order_of_the_writes_whichever_end_is_written_to(
+    lines: list[Line],
+) -> None:
+    """Each answer is written before the next request, in one turn of the loop."""
+    relays = [gsplice.Relay(each.source, each.sink).start() for each in lines]
+    gevent.sleep(0.001)
+    ends = [end for each in lines for end in (each.client, each.backend)]
+    with select.epoll() as report:
+        for end in ends:
+            report.register(end, select.EPOLLIN | select.EPOLLET)
+        for each in lines:
+            each.backend.sendall(b"answer")
+            each.client.sendall(b"request")
+        for end in ends:
+            wait_until(lambda end=end: select.select([end], [], [], 0)[0])
+        came = [fd for fd, _ in report.poll(0, len(ends))]
+    assert came == [end.fileno() for end in ends]
+    for relay in relays:
+        relay.stop()
+
+
+def test_who_is_stopped_before_its_turn_has_taken_nothing(
+    lines: list[Line], running: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_method(monkeypatch, Pump, "_read", running[1].stop)  # by the first, as it is read
+    write_to(lines, [0, 1, 2])
+    assert receive(lines[2].backend, 1) == b"2"
+    assert receive(lines[0].backend, 1) == b"0"
+    assert [transfer.moved for transfer in running[:3]] == [1, 0, 1]
+    assert receive(lines[1].source, 1) == b"1"
+
+
+def test_nobody_waits_for_the_loop_to_wake_up_again_where_it_calls_somebody_else_last(
+    lines: list[Line], running: list[gsplice.Transfer], spawn: Spawn
+) -> None:
+    """A plain reader that is reported before the transfers is called after them, by libev."""
+    read: list[bytes] = []
+    reader = spawn(lambda: read.append(lines[0].client.recv(10)))
+    wait_until(lambda: waits_to_read(lines[0].client))
+    gevent.sleep(0.001)
+    lines[0].source.send(b"plain")
+    write_to(lines, [1, 2])
+    assert receive(lines[2].backend, 1) == b"2"
+    assert receive(lines[1].backend, 1) == b"1"
+    reader.join()
+    assert read == [b"plain"]
+
+
+@pytest.mark.parametrize("step", ["_read", "_copy"])
+def test_what_a_signal_raises_in_ones_turn_stops_nobody_else(
+    lines: list[Line],
+    running: list[gsplice.Transfer],
+    monkeypatch: pytest.MonkeyPatch,
+    hub_errors: list[Any],
+    step: str,
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    before_method(monkeypatch, Pump, step, interrupt, number=8)
+    write_to(lines, list(range(COUNT)))
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(5)
+    hub_errors.clear()
+    for _ in range(2):
+        for number, each in enumerate(lines):
+            if number != 7:
+                assert receive(each.backend, len(str(number))) == b"%d" % number
+        write_to(lines, list(range(COUNT)))
+
+
+def copy_on_one_loop_after_another() -> None:
+    for _ in range(2):
+        pairs = [(socket.socketpair(), socket.socketpair()) for _ in range(2)]
+        transfers = [gsplice.Transfer(source, sink).start() for (_, source), (sink, _) in pairs]
+        gevent.sleep(0.001)
+        for (client, _), _ in pairs:
+            client.sendall(b"hello")
+        for _, (_, backend) in pairs:
+            assert receive(backend, 5) == b"hello"
+        for transfer, made in zip(transfers, pairs, strict=True):
+            transfer.stop()
+            for sock in (*made[0], *made[1]):
+                sock.close()
+        gevent.get_hub().destroy(destroy_loop=True)
+
+
+def test_on_the_loop_that_follows_one_that_was_destroyed_turns_are_taken_as_on_the_first() -> None:
+    run_alone(copy_on_one_loop_after_another)
