@@ -6,6 +6,7 @@ do in lines on its standard input, answers in lines of JSON, and ends with its s
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -57,6 +58,32 @@ def raise_fd_limit() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
+
+
+class MallocFigures(ctypes.Structure):
+    """The ``struct mallinfo2`` of mallinfo(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+#: Not every C library tells: glibc does, from 2.33 on.
+MALLINFO = getattr(ctypes.CDLL(None), "mallinfo2", None)
+if MALLINFO is not None:
+    MALLINFO.restype = MallocFigures
+
+
+def allocated() -> int:
+    """Return how many bytes that were got from malloc(3) are in use; 0 if nobody knows."""
+    if MALLINFO is None:
+        return 0
+    figures = MALLINFO()
+    return int(figures.uordblks + figures.hblkhd)
 
 
 def dial(port: int, number: int) -> socket.socket:
@@ -212,6 +239,7 @@ class Forwarder:
             "accepted": self.server.accepted,
             "watchers": gevent.get_hub().loop.activecnt,  # 0 on libuv, which does not count them
             "blocks": sys.getallocatedblocks(),
+            "allocated": allocated(),
             "cpu": time.process_time(),
             "services": self._services.counts,
             "complaints": self._services.complaints,

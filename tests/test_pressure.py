@@ -1,7 +1,8 @@
 """Very many relays, and none of the resources they want: nothing is lost, and nobody is dropped.
 
 The first two are short forms of the runs in tests/pressure.py. What is counted is exact; what is
-measured (memory, CPU time) has room, as other machines are busy with other things.
+measured (RSS, CPU time) has room and more than one try, as other machines are busy with other
+things.
 """
 
 from __future__ import annotations
@@ -16,14 +17,24 @@ import gevent
 import pytest
 from gevent import socket
 from gevent.server import StreamServer
-from peers import echoed, exchange, is_readable, pattern, receive, send_back, wait_until
-from pressure import Role, Run, Site, at_once, in_turn, relays_that_fit
+from peers import (
+    assert_below,
+    echoed,
+    exchange,
+    is_readable,
+    pattern,
+    receive,
+    send_back,
+    wait_until,
+)
+from pressure import Role, Run, Site, at_once, in_turn, relays_that_fit, report
 
 from gsplice import _pipe
 
 pytestmark = pytest.mark.timeout(180)
 
-MIB = 1024 * 1024
+#: Thousands, of which one has to cost nothing more than those before it.
+WAVES = 5
 #: Of the forwarder's CPU time, what is far less than a loop that never waits would use.
 IDLE_SHARE = 0.5
 #: The socket to the target, which a server has before there is a client for it.
@@ -43,9 +54,9 @@ def check_streams(run: Run) -> None:
 
 
 def test_a_thousand_relays_at_once_leave_nothing_behind() -> None:
-    run = at_once(relays_that_fit(1000), every=0.2)
+    run = at_once(relays_that_fit(1000), WAVES, every=0.2, until_flat=True)
     check_streams(run)
-    assert run.clients["CLEAN"] == 2 * run.count
+    assert run.clients["CLEAN"] == run.count * len(run.after)
     stalled = 50
     polled = run.count // 10  # at a time, at the most: those have an fd more (`_moderation`)
     for half in run.at_half:
@@ -58,26 +69,25 @@ def test_a_thousand_relays_at_once_leave_nothing_behind() -> None:
         assert rest.watchers == run.before.watchers
         assert rest.pipes <= _pipe._IDLE_PIPES
         assert rest.blocks < run.before.blocks + 5 * run.count
-    first, second = run.after
-    assert second.rss < first.rss + 4 * MIB, "the second thousand costs nothing more"
+    assert run.is_flat(), f"each thousand costs more: {report(run)}"
     assert run.stats["active"] == 0
 
 
 def test_thousands_of_connections_in_turn_leave_nothing_behind() -> None:
-    run = in_turn(3000, every=0.2)
+    run = in_turn(1000, waves=WAVES, every=0.2, until_flat=True)
     check_streams(run)
-    assert sum(run.clients.values()) == run.stats["accepted"] == run.count
+    assert sum(run.clients.values()) == run.stats["accepted"] == run.count * len(run.after)
     together = 64
     for sample in run.samples:
         # A client is on to its next connection while the forwarder ends the last one.
         assert sample.connections <= 4 * together
         assert sample.fds <= run.before.fds + 8 * together + 2 * sample.pipes + 2
         assert sample.pipes <= _pipe._IDLE_PIPES
-    rest = run.after[-1]
-    assert rest.fds == run.before.fds + 2 * rest.pipes + RESERVED
-    assert rest.watchers == run.before.watchers
-    assert rest.blocks < run.before.blocks + 2 * run.count
-    assert rest.rss < run.before.rss + 8 * MIB
+    for rest in run.after:
+        assert rest.fds == run.before.fds + 2 * rest.pipes + RESERVED
+        assert rest.watchers == run.before.watchers
+        assert rest.blocks < run.before.blocks + 2 * run.count
+    assert run.is_flat(), f"each thousand costs more: {report(run)}"
     assert run.stats["active"] == 0
 
 
@@ -106,7 +116,8 @@ def test_past_the_pipe_quota_it_copies_and_says_so_and_splices_when_there_is_roo
         figures = site.forwarder.ask("figures")
         assert figures["fallbacks"].keys() == {"pipe quota"}
         assert (figures["spliced"], figures["pipes"], figures["active"]) == (0, 0, 200)
-        assert cpu_share(site.forwarder) < IDLE_SHARE, "ten of them wait for their clients"
+        # Ten of them wait for their clients.
+        assert_below(IDLE_SHARE, lambda: cpu_share(site.forwarder))
         answers = [site.clients.ask("to_the_end")]
         assert site.forwarder.ask("figures")["spliced"] == 0
         site.forwarder.ask("free")
@@ -178,7 +189,7 @@ def test_at_the_fd_limit_it_copies_drops_nobody_and_accepts_when_fds_come_back(
     figures = role.ask("figures")
     assert (figures["spliced"], figures["pipes"]) == (0, 0)
     assert figures["fallbacks"].keys() == {"EMFILE"}
-    assert cpu_share(role) < IDLE_SHARE
+    assert_below(IDLE_SHARE, lambda: cpu_share(role))
     served = answered(waiting)
     assert len(served) == (left + RESERVED) // 2
     connected.pop().close()
