@@ -18,12 +18,11 @@ from gevent import socket
 from peers import Pair
 
 from gsplice import _gevent
-from gsplice._direction import Direction
 
 
 def before_method(
     monkeypatch: pytest.MonkeyPatch,
-    engine: type[Direction],
+    engine: type[Any],
     name: str,
     strike: Callable[[], Any],
     number: int = 1,

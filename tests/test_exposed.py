@@ -19,6 +19,7 @@ from forwarder import Forwarder, dial, refuses
 from gevent import socket
 from gevent.server import StreamServer
 from peers import (
+    assert_below,
     error_of,
     exchange,
     fill,
@@ -147,14 +148,20 @@ def test_clients_that_never_read_the_answer(start: Start, mode: str) -> None:
     with dial(forwarder.address) as served:
         receive(served, 1_000_000)
     wait_until(lambda: forwarder.open_files() < 20)
-    fds, size = forwarder.open_files(), memory(forwarder)
-    stalled = []
-    for _ in range(FEW):
-        stalled.append(forwarder.dial())
-        small_buffers(stalled[-1])
-    wait_until(pour.has_stalled)
-    assert (memory(forwarder) - size) / FEW < STALLED_COSTS[mode]
-    assert forwarder.open_files() - fds <= 4 * FEW  # two sockets, and a pipe for one way
+    fds = forwarder.open_files()
+    stalled: list[socket.socket] = []
+
+    def cost_of_a_few_more() -> float:
+        before = memory(forwarder)
+        for _ in range(FEW):
+            stalled.append(forwarder.dial())
+            small_buffers(stalled[-1])
+        wait_until(pour.has_stalled)
+        return (memory(forwarder) - before) / FEW
+
+    # Once in a while Python gets memory for many more than these.
+    assert_below(STALLED_COSTS[mode], cost_of_a_few_more)
+    assert forwarder.open_files() - fds <= 4 * len(stalled)  # two sockets, and a pipe for one way
     receive(forwarder.dial(), 10_000_000)  # others are served as ever
     for client in stalled:
         client.close()

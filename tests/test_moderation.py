@@ -32,9 +32,9 @@ from gsplice._moderation import PERIOD
 from gsplice._pump import Pump
 
 #: Seconds, generous, so that what waits for the bound can be told from what does not.
-LONG_BOUND = 0.5
+LONG_BOUND = 4.0
 #: Seconds that a busy machine may take for what should take no time.
-SLACK = 0.25
+SLACK = 2.0
 
 
 # What it is for.
@@ -205,7 +205,7 @@ def test_a_limit_is_reached_without_waiting_for_more(stream: Stream, spawn: Spaw
     began = time.monotonic()
     stream.write(400)
     assert transfer.get(timeout=5) == count
-    assert time.monotonic() - began < LONG_BOUND + SLACK
+    assert time.monotonic() - began < SLACK
 
 
 # What is no stream.
