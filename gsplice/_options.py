@@ -15,6 +15,11 @@ _MODE_VARIABLE: Final = "GSPLICE_MODE"
 #: The default of ``moderation``, in seconds.
 MODERATION: Final = 0.001
 
+#: A hundred years in seconds. What is longer has no end that anybody will see, and so counts as
+#: infinite. No event loop fails before that: libuv does where the milliseconds, and its clock's,
+#: have more than 64 bits.
+LONGEST: Final = 100 * 365.25 * 24 * 60 * 60
+
 
 def mode(given: str) -> str:
     """Return the mode to use; raise ValueError where *given*, or the environment, names none."""
@@ -35,7 +40,7 @@ def count(given: int | None) -> int | None:
 
 
 def seconds(name: str, given: float | None) -> float | None:
-    """Return the time-out *given* for *name* in seconds, None for none."""
+    """Return the time-out *given* for *name* in seconds, None for none, or one without an end."""
     if given is None:
         return None
     number = _number(name, given)
@@ -50,12 +55,12 @@ def moderation(given: float) -> float:
 
 
 def not_negative(name: str, given: float) -> float:
-    """Return the number of seconds *given* for *name*, which may be 0."""
+    """Return the number of seconds *given* for *name*, which may be 0, and has to have an end."""
     number = _number(name, given)
     if not number >= 0:
         raise ValueError(f"{name} must not be negative: {given!r}")
     if math.isinf(number):
-        raise ValueError(f"{name} must not be infinite")
+        raise ValueError(f"{name} must not be longer than a hundred years: {given!r}")
     return number
 
 
@@ -83,5 +88,12 @@ def _whole(name: str, given: int | None) -> int | None:
 
 def _number(name: str, given: Any) -> float:
     if isinstance(given, numbers.Real):
-        return float(given)
+        return _within_reason(given)
     raise TypeError(f"{name} must be a number of seconds, not {given!r}")
+
+
+def _within_reason(given: Any) -> float:
+    """Return the number *given*, and infinity for what is longer than `LONGEST`."""
+    if given > LONGEST:
+        return math.inf
+    return float(max(given, -1))  # an int below that may be too large for a float

@@ -12,8 +12,8 @@ from programs import PATIENCE
 class Forwarder(DialledProgram):
     """A ``python -m gsplice forward``, and the connections to it."""
 
-    def __init__(self, *arguments: str) -> None:
-        super().__init__(sys.executable, "-m", "gsplice", "forward", *arguments)
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        super().__init__(sys.executable, "-m", "gsplice", "forward", *arguments, **environment)
         self.address = ""
 
     def wait_until_ready(self) -> None:

@@ -149,6 +149,9 @@ def test_a_unix_path_that_cannot_be_bound_is_one_clear_line(
     [
         ("--grace", "-1", "--grace must not be negative: -1.0"),
         ("--grace", "nan", "--grace must not be negative: nan"),
+        ("--grace", "inf", "--grace must not be longer than a hundred years: inf"),
+        ("--grace", "1e30", "--grace must not be longer than a hundred years: 1e+30"),
+        ("--moderation", "1e30", "--moderation must not be longer than a hundred years: 1e+30"),
         ("--idle-timeout", "0", "--idle-timeout must be more than 0 seconds: 0.0"),
         ("--idle-timeout", "-5", "--idle-timeout must be more than 0 seconds: -5.0"),
         ("--connect-timeout", "0", "--connect-timeout must be more than 0 seconds: 0.0"),

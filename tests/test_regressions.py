@@ -292,11 +292,6 @@ def test_get_nowait_says_whether_it_has_ended(line: MakeLine) -> None:
     assert transfer.get_nowait() == 3
 
 
-def test_an_idle_timeout_without_end_is_none(line: MakeLine) -> None:
-    _, source, sink, _ = line()
-    gsplice.Relay(source, sink, idle_timeout=float("inf")).start().stop()
-
-
 def fails_without_fds() -> None:
     """End a transfer with an error while no fd is left (for the test below)."""
     client, source = connected()
