@@ -25,7 +25,22 @@ _BACKLOG: Final = 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that *arguments* (``sys.argv`` if None) name; return the exit status."""
+    """Run the command that *arguments* (``sys.argv`` if None) name; return the exit status.
+
+    Where nobody reads on (``| head``) it is a quiet end, with the status that a shell gives what
+    SIGPIPE has ended. The signal itself would leave what was started behind.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # here, where it may fail
+    except BrokenPipeError:
+        _forget_output()
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     command = options.command
     try:
@@ -34,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return 2
     return status
+
+
+def _forget_output() -> None:
+    """Have nobody told of what Python could not write, and tries to once more at the end."""
+    with open(os.devnull, "wb") as nowhere:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 class _UsageError(Exception):

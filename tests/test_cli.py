@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -276,6 +277,27 @@ def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert ended.value.code == 0
     assert re.search(r"forward .*demo ", capsys.readouterr().out, re.DOTALL)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["forward", "nonsense", "nonsense"]])
+def test_where_nobody_reads_what_it_says_it_ends_quietly(words: list[str]) -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    streams = {"stdout": writes, "stderr": subprocess.PIPE}
+    if words[0] == "forward":  # which says on standard error why it cannot
+        streams = {"stdout": subprocess.PIPE, "stderr": writes}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gsplice", *words],
+            env=ENVIRONMENT | {"PYTHONUNBUFFERED": ""},
+            timeout=PATIENCE,
+            **streams,
+        )
+    finally:
+        os.close(writes)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert not done.stdout
+    assert not done.stderr
 
 
 def test_forward_does_not_load_the_demo() -> None:

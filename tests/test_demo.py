@@ -194,6 +194,56 @@ def test_its_processes_end_with_it(number: signal.Signals, status: int) -> None:
     assert ("gsplice: demo: interrupted\n" in demo.output) == (number == signal.SIGINT)
 
 
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Make a pipe whose ends are closed by the test, or after it."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("lines", [0, 1], ids=lambda lines: f"{lines} lines are read")
+def test_where_nobody_reads_the_table_it_ends_quietly(
+    lines: int, buffered: str, pipe: tuple[int, int]
+) -> None:
+    reads, writes = pipe
+    demo = subprocess.Popen(
+        QUICK,
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": buffered},
+        stdin=subprocess.DEVNULL,
+        stdout=writes,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with demo:
+        os.close(writes)
+        if lines:
+            assert os.read(reads, 1000).startswith(b"client -> ")
+        os.close(reads)
+        _, complaints = demo.communicate(timeout=2 * PATIENCE)
+    assert demo.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in complaints
+    assert "BrokenPipe" not in complaints
+    assert lines or not complaints, "it has not begun"
+
+
+def test_where_nobody_reads_its_progress_its_processes_end_with_it(pipe: tuple[int, int]) -> None:
+    reads, writes = pipe
+    command = (*DEMO, "--megabytes", "100000")
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=writes, stderr=writes
+    ) as demo:
+        os.close(writes)
+        wait_until(lambda: len(children(demo.pid)) == 3, "it has started its processes")
+        started = children(demo.pid)
+        os.close(reads)
+        assert demo.wait(2 * PATIENCE) == 128 + signal.SIGPIPE
+    wait_until(lambda: not any(map(is_running, started)), "the processes have ended")
+
+
 def test_ctrl_c_on_a_terminal_is_one_line() -> None:
     with Terminal(*DEMO, "--megabytes", "100000") as terminal:
         terminal.expect("256 KiB writes: ")
