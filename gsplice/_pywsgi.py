@@ -119,11 +119,14 @@ def _unsent(handler: Any, block: bytes) -> list[bytes]:
 
 
 def _write(handler: Any, block: bytes, left: int | None) -> int | None:
-    """Write *block*, and the head before it where it is the first; return what *left* becomes."""
+    """Write *block*, and the head before it where it is the first; return what *left* becomes.
+
+    A block that is no bytes, such as text, is the server's own to fail at, behind the head.
+    """
     if left is not None:
         block = block[:left]
         left -= len(block)
-    if handler.headers_sent or len(block) > _JOINED:
+    if handler.headers_sent or not isinstance(block, bytes) or len(block) > _JOINED:
         handler.write(block)
     else:
         handler._sendall(b"".join(_unsent(handler, block)))

@@ -11,12 +11,14 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from wsgiref.util import FileWrapper
 
 import gevent
 import pytest
 import urllib3
 from faults import Fault, injected, preceded_by, raising_after
 from gevent import socket
+from gevent.pywsgi import WSGIServer
 from peers import (
     MODES,
     MORE_THAN_BUFFERS,
@@ -35,6 +37,7 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
+from takeovers import before_and_after
 
 import gsplice
 from gsplice import _hub, _pump
@@ -455,3 +458,26 @@ def test_a_transfer_that_runs_already_is_waited_for_and_not_run_twice(
     send_and_end(client, b"hello")
     assert running.get(timeout=5) == 5
     assert sink.getvalue() == b"hello"
+
+
+@pytest.mark.parametrize("length", ["10", None], ids=["with-length", "chunked"])
+def test_a_wrapper_that_gives_text_has_the_head_sent_before_the_server_fails_at_it(
+    length: str | None, hub_errors: list[Any]
+) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        headers = [("Content-Length", length)] if length else []
+        start_response("200 OK", [("Date", "today"), *headers])
+        return FileWrapper(io.StringIO("x" * 10))
+
+    def scenario() -> bytes:
+        server = WSGIServer(("127.0.0.1", 0), application, log=None)
+        server.start()
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+            answer = receive(client)
+        server.stop()
+        return answer
+
+    assert before_and_after(scenario).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert {type(error) for _, error in hub_errors} == {TypeError}
+    hub_errors.clear()
