@@ -32,6 +32,7 @@ from peers import (
     send_back,
 )
 from servers import dial, echo, forward, keep, listen, never_accepts, no_fds, serve
+from wrapped import with_wrapper
 
 import gsplice
 from gsplice import _hub
@@ -53,6 +54,7 @@ __all__ = [
     "no_fds",
     "serve",
     "stream",
+    "with_wrapper",
 ]
 
 #: Seconds that a test may wait in the hub, and that it may take at all.

@@ -211,6 +211,11 @@ def fill(sock: socket.socket) -> int:
         sock.settimeout(timeout)
 
 
+def stall(ends: Line, spawn: Spawn) -> None:
+    """Have the source send more than everything behind it can hold, to nobody who reads."""
+    spawn(ends.client.sendall, bytes(MORE_THAN_BUFFERS))
+
+
 def waits_to_read(sock: socket.socket) -> bool:
     """Whether something waits for *sock* to be readable."""
     return bool(sock._read_event is not None and sock._read_event.active)

@@ -6,9 +6,6 @@ import contextlib
 import http.client
 import io
 import os
-import re
-import urllib.error
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from wsgiref.util import FileWrapper
@@ -17,142 +14,14 @@ from wsgiref.validate import validator
 import gevent
 import pytest
 from gevent import socket
-from gevent.event import Event
 from gevent.pywsgi import WSGIHandler, WSGIServer
-from peers import (
-    Spawn,
-    connected,
-    pattern,
-    receive,
-    reset,
-    segments_received,
-    send_and_end,
-    wait_until,
-)
+from peers import Spawn, segments_received, wait_until
+from wrapped import BODY, SIZE, Log, client_of, fetch, file_at, response_with, serving, wrapped
 
 import gsplice
 import gsplice.pywsgi
 from gsplice._addresses import bound
 from gsplice.takeover import unpatch_all
-
-SIZE = 1_200_003
-BODY = pattern(SIZE, 12)
-Application = Callable[[dict[str, Any], Any], Any]
-
-
-class Log(list[str]):
-    """What a server writes its access log to."""
-
-    def write(self, line: str) -> None:
-        """Keep a line, but for its time."""
-        self.append(re.sub(r"\[.*?\]", "[]", line.rsplit(" ", 1)[0]))
-
-
-@contextlib.contextmanager
-def serving(
-    application: Application, listener: Any = ("127.0.0.1", 0), **options: Any
-) -> Iterator[tuple[int, Log]]:
-    """Run a server; its port and its log are given."""
-    log = Log()
-    server = WSGIServer(listener, application, log=log, **options)
-    server.start()
-    try:
-        yield server.server_port, log
-    finally:
-        server.stop()
-
-
-@pytest.fixture(params=["patched", "handler-class"])
-def with_wrapper(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """Provide a file wrapper in each of the two ways; what `serving` needs for it is given."""
-    if request.param == "patched":
-        gsplice.patch_pywsgi()
-        yield {}
-        unpatch_all()
-    else:
-        yield {"handler_class": gsplice.pywsgi.WSGIHandler}
-
-
-@contextlib.contextmanager
-def client_of(port: int) -> Iterator[http.client.HTTPConnection]:
-    """Connect to a server."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
-    connection._create_connection = socket.create_connection
-    yield connection
-    connection.close()
-
-
-def fetch(
-    connection: http.client.HTTPConnection, method: str = "GET", path: str = "/", **request: Any
-) -> tuple[int, dict[str, str], bytes]:
-    """Make a request; return the status, the headers and the body."""
-    connection.request(method, path, **request)
-    response = connection.getresponse()
-    headers = {name: value for name, value in response.getheaders() if name != "Date"}
-    return response.status, headers, response.read()
-
-
-class Closing:
-    """Something to wrap, which tells that it was closed."""
-
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
-        self.closed = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """Read."""
-        data: bytes = self.thing.read(size)
-        return data
-
-    def close(self) -> None:
-        """Close."""
-        self.closed += 1
-        self.thing.close()
-
-
-def file_at(path: Path, body: bytes = BODY) -> Any:
-    """Return an open file with *body*."""
-    (path / "file").write_bytes(body)
-    return open(path / "file", "rb")
-
-
-def response_with(body: bytes, spawn: Spawn) -> http.client.HTTPResponse:
-    """Return a backend's response that has arrived up to its head."""
-    client, server = connected()
-    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-
-    def answer() -> None:
-        with server, contextlib.suppress(OSError):
-            send_and_end(server, head + body)
-            server.recv(1)
-
-    spawn(answer)
-    response = http.client.HTTPResponse(client)
-    response.begin()
-    client.close()  # the response has a file of its own on it
-    return response
-
-
-def send_and_close(sock: socket.socket, data: bytes) -> None:
-    """Be a peer that sends and is done; whoever reads may want less."""
-    with sock, contextlib.suppress(OSError):
-        sock.sendall(data)
-
-
-def wrapped(kind: str, path: Path, spawn: Spawn, body: bytes = BODY) -> Any:
-    """Return something to wrap."""
-    if kind == "file":
-        return file_at(path, body)
-    if kind == "socket":
-        near, far = connected()
-        spawn(send_and_close, near, body)
-        return far
-    if kind == "object":
-        return io.BytesIO(body)
-    response = response_with(body, spawn)
-    if kind == "response":
-        return response
-    return urllib.error.HTTPError("http://backend/", 404, "Not Found", response.headers, response)
 
 
 @pytest.mark.parametrize("size", [0, 1, 8192, 8193, 16_384, 16_385, 131_072, SIZE])
@@ -200,89 +69,6 @@ def test_a_wrapped_body_is_spliced(
         assert fetch(client)[2] == BODY
         assert gsplice.stats().spliced - before > (SIZE - 1 if kind == "file" else SIZE * 0.9)
         assert fetch(client)[2] == BODY
-
-
-@pytest.mark.parametrize("kind", ["file", "response", "object", "socket"])
-@pytest.mark.parametrize("said", [0, 5, 20_000, SIZE - 1])
-def test_no_byte_past_content_length(
-    kind: str, said: int, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
-) -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [("Content-Length", str(said))])
-        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn))
-
-    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
-        assert fetch(client)[2] == BODY[:said]
-        assert fetch(client)[2] == BODY[:said]
-
-
-@pytest.mark.parametrize("kind", ["file", "response", "object"])
-@pytest.mark.parametrize("size", [-1, None, 1000])
-def test_no_byte_past_content_length_whatever_the_blocks(
-    kind: str, size: Any, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
-) -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [("Content-Length", "20000")])
-        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn), size)
-
-    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
-        assert fetch(client)[2] == BODY[:20_000]
-        assert fetch(client)[2] == BODY[:20_000]
-
-
-def test_blocks_of_no_bytes_are_a_body_that_is_too_short(
-    with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
-) -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [("Content-Length", str(SIZE))])
-        return environ["wsgi.file_wrapper"](wrapped("file", tmp_path, spawn), 0)
-
-    with (
-        serving(application, **with_wrapper) as (port, _),
-        client_of(port) as client,
-        pytest.raises(http.client.IncompleteRead) as short,
-    ):
-        fetch(client)
-    assert short.value.partial == b""
-
-
-@pytest.mark.parametrize("kind", ["file", "response", "object", "socket"])
-def test_a_body_shorter_than_content_length_ends_the_connection(
-    kind: str, with_wrapper: dict[str, Any], tmp_path: Path, spawn: Spawn
-) -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [("Content-Length", str(SIZE + 1))])
-        return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn))
-
-    with (
-        serving(application, **with_wrapper) as (port, _),
-        client_of(port) as client,
-        pytest.raises(http.client.IncompleteRead) as short,
-    ):
-        fetch(client)
-    assert short.value.partial == BODY
-
-
-@pytest.mark.parametrize(
-    ("method", "status"), [("HEAD", "200 OK"), ("GET", "204 No"), ("GET", "304 Not")]
-)
-def test_nothing_follows_the_head_of_an_answer_without_a_body(
-    method: str, status: str, with_wrapper: dict[str, Any], tmp_path: Path
-) -> None:
-    made: list[Closing] = []
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response(status, [])
-        made.append(Closing(file_at(tmp_path)))
-        return environ["wsgi.file_wrapper"](made[-1])
-
-    with serving(application, **with_wrapper) as (port, _):
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(f"{method} / HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
-            head, _, rest = receive(client).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 " + status[:3].encode())
-        assert rest == b""
-        assert [thing.closed for thing in made] == [1]
 
 
 def test_a_file_whose_size_is_not_known_to_stat(with_wrapper: dict[str, Any]) -> None:
@@ -334,28 +120,6 @@ def test_a_handler_that_writes_in_its_own_way_writes_it_all(
     assert len(b"".join(seen)) >= SIZE
 
 
-def test_a_negative_content_length_is_passed_on_as_it_is(
-    with_wrapper: dict[str, Any], tmp_path: Path
-) -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [("Content-Length", "-1")])
-        return iter([BODY]) if plain else environ["wsgi.file_wrapper"](file_at(tmp_path))
-
-    def raw_answer() -> bytes:
-        with (
-            serving(application, **with_wrapper) as (port, _),
-            socket.create_connection(("127.0.0.1", port)) as client,
-        ):
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            return re.sub(rb"Date: .*", b"", receive(client))
-
-    plain = True
-    expected = raw_answer()
-    plain = False
-    assert raw_answer() == expected
-    assert expected.endswith(BODY)
-
-
 @pytest.mark.parametrize("size", [1000, 20_000])
 @pytest.mark.parametrize("no_delay", [0, 1], ids=["", "no-delay"])
 def test_a_small_file_comes_in_one_segment_with_its_head(
@@ -389,29 +153,6 @@ def test_a_block_size_is_what_the_wrapper_reads_by(
     made[-1].close()
 
 
-def test_close_is_called_when_the_client_goes_away(with_wrapper: dict[str, Any]) -> None:
-    class Endless(io.RawIOBase):
-        def readinto(self, buffer: Any) -> int:
-            return len(buffer)
-
-        def readable(self) -> bool:
-            return True
-
-    made: list[Closing] = []
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [])
-        made.append(Closing(Endless()))
-        return environ["wsgi.file_wrapper"](made[-1])
-
-    with serving(application, **with_wrapper) as (port, log):
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert client.recv(100)
-        wait_until(lambda: log)
-        assert made[0].closed == 1
-
-
 def test_a_server_at_a_unix_socket_sends_a_file_and_answers_the_next_request(
     with_wrapper: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -432,56 +173,6 @@ def test_a_server_at_a_unix_socket_sends_a_file_and_answers_the_next_request(
             assert response.read() == BODY
             assert gsplice.stats().spliced - before == SIZE
     server.stop()
-
-
-def test_a_backend_that_resets_in_the_middle_is_not_logged_as_an_error_of_the_client(
-    with_wrapper: dict[str, Any],
-) -> None:
-    half_sent = Event()
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        backend, ours = connected()
-        backend.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
-        backend.sendall(BODY[:200_000])
-
-        def fail() -> None:
-            half_sent.wait()
-            reset(backend)
-
-        gevent.spawn(fail)
-        response = http.client.HTTPResponse(ours)
-        response.begin()
-        ours.close()
-        start_response("200 OK", [("Content-Length", str(SIZE))])
-        return environ["wsgi.file_wrapper"](response)
-
-    with serving(application, **with_wrapper) as (port, log):
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
-            head, _, body = receive(client, 200_000).partition(b"\r\n\r\n")
-            half_sent.set()
-            body += receive(client)
-        wait_until(lambda: log)
-    assert head.startswith(b"HTTP/1.1 200 OK")
-    assert body == BODY[:200_000]
-    assert '" 200 ' in log[0]
-
-
-def test_an_error_before_the_first_byte_is_an_answer_of_its_own(
-    with_wrapper: dict[str, Any], hub_errors: list[Any]
-) -> None:
-    class Broken(io.RawIOBase):
-        def read(self, size: int = -1) -> bytes:
-            raise ValueError("broken on purpose")
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        start_response("200 OK", [("Content-Length", "5")])
-        return environ["wsgi.file_wrapper"](Broken())
-
-    with serving(application, **with_wrapper) as (port, _), client_of(port) as client:
-        assert fetch(client)[0] == 500
-    assert [str(error) for _, error in hub_errors] == ["broken on purpose"]
-    hub_errors.clear()
 
 
 def test_the_wrapper_is_valid_and_an_own_one_is_left_alone(with_wrapper: dict[str, Any]) -> None:

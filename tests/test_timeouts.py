@@ -1,11 +1,8 @@
-"""Promise 3: time-outs, `gevent.Timeout` and `kill`, at any instant."""
+"""Promise 3: time-outs, of the sockets' own in copy, and of silence."""
 
 from __future__ import annotations
 
-import os
-import random
 import time
-from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -22,14 +19,14 @@ from peers import (
     fill,
     receive,
     send_and_end,
-    small_buffers,
+    stall,
     wait_until,
     waits_to_read,
     waits_to_write,
 )
 
 import gsplice
-from gsplice import _hub, _kernel, _watchdog
+from gsplice import _kernel, _watchdog
 
 SHORT = 0.05
 #: In one a busy machine may take longer over nothing than a limit allows.
@@ -46,11 +43,6 @@ class Elapsed:
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self._began
-
-
-def stall(ends: Line, spawn: Spawn) -> None:
-    """Have the source send more than everything behind it can hold, to nobody who reads."""
-    spawn(ends.client.sendall, bytes(MORE_THAN_BUFFERS))
 
 
 # The sockets' own time-outs, in copy.
@@ -119,6 +111,20 @@ def test_timeout_that_is_set_while_it_runs_counts_from_the_next_wait(
     ends.source.settimeout(SHORT)
     spawn(receive, ends.backend)
     assert isinstance(copying.get(timeout=5), socket.timeout)
+
+
+def test_a_reader_that_has_timed_out_says_so_itself(line: MakeLine) -> None:
+    client, source, sink, _ = line()
+    reader = source.makefile("rb")
+    source.settimeout(SHORT)
+    with pytest.raises(socket.timeout):
+        reader.read(1)
+    source.settimeout(None)
+    client.sendall(b"too late")
+    assert not gsplice.can_splice(reader, sink)
+    with pytest.raises(OSError, match="cannot read from timed out object"):
+        gsplice.copy(reader, sink)
+    reader.close()
 
 
 # The idle time-out.
@@ -308,104 +314,3 @@ def test_own_timeouts_are_as_before_after_a_relay_that_failed(line: MakeLine, en
     relay.wait(5)
     assert relay.ready()
     assert [a.gettimeout(), b.gettimeout()] == [7, 8]
-
-
-# Exceptions from outside.
-
-IDLE, STALLED = "idle", "stalled"
-
-
-def begin(ends: Line, spawn: Spawn, state: str, move: Callable[[], Any]) -> gevent.Greenlet:
-    """Have a greenlet *move* bytes, and wait until it is in the *state*."""
-    if state == STALLED:
-        stall(ends, spawn)
-    moving = spawn(move)
-    if state == STALLED:
-        wait_until(lambda: waits_to_write(ends.sink))
-    else:
-        wait_until(lambda: waits_to_read(ends.source))
-    return moving
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("state", [IDLE, STALLED])
-def test_kill_of_a_relay(line: MakeLine, spawn: Spawn, state: str, mode: str, kind: str) -> None:
-    ends = line(kind)
-    moving = begin(ends, spawn, state, lambda: gsplice.relay(ends.source, ends.sink, mode=mode))
-    moving.kill(timeout=5)
-    assert isinstance(moving.value, gevent.GreenletExit)
-    assert gsplice.stats().active == 0
-    assert gsplice.stats().pipes == gsplice.stats().idle_pipes
-    for sock in (ends.source, ends.sink):
-        assert not waits_to_read(sock)
-        assert not waits_to_write(sock)
-
-
-class Interruption(BaseException):
-    """Something that only its own sender knows."""
-
-
-@pytest.mark.parametrize("error", [Interruption, ValueError, gevent.Timeout, KeyboardInterrupt])
-@pytest.mark.parametrize("both_ways", [False, True], ids=["copy", "relay"])
-def test_any_exception_thrown_at_the_caller_comes_out_and_ends_it(
-    line: MakeLine, spawn: Spawn, error: type[BaseException], both_ways: bool
-) -> None:
-    ends = line()
-    caught: list[BaseException] = []
-
-    def move() -> None:
-        try:
-            (gsplice.relay if both_ways else gsplice.copy)(ends.source, ends.sink)
-        except error as caught_error:
-            caught.append(caught_error)
-
-    moving = begin(ends, spawn, STALLED, move)
-    thrown = error()
-    moving.kill(thrown, timeout=5)
-    assert caught == [thrown]
-    assert gsplice.stats().active == 0
-
-
-def test_pipe_with_bytes_is_closed_and_never_used_again(line: MakeLine, spawn: Spawn) -> None:
-    ends = line("unix")
-    small_buffers(ends.sink)
-    moving = begin(
-        ends, spawn, STALLED, lambda: gsplice.copy(ends.source, ends.sink, mode="splice")
-    )
-    assert gsplice.stats().pipes == 1
-    assert gsplice.stats().idle_pipes == 0
-    moving.kill(timeout=5)
-    assert gsplice.stats().pipes == 0
-
-    other = line("unix")
-    other.client.sendall(b"hello")
-    assert gsplice.copy(other.source, other.sink, 5, mode="splice") == 5
-    assert receive(other.backend, 5) == b"hello"
-
-
-def test_pool_holds_nothing_but_empty_pipes(line: MakeLine, spawn: Spawn) -> None:
-    for _ in range(10):
-        ends = line("unix")
-        stall(ends, spawn)
-        transfer = gsplice.Transfer(ends.source, ends.sink, mode="splice").start()
-        spawn(receive, ends.backend, random.Random(2).randrange(1_000_000))
-        wait_until(lambda: waits_to_write(ends.sink))  # noqa: B023
-        transfer.stop()
-    for pipe in _hub.resources().pipes._idle:
-        with pytest.raises(BlockingIOError):
-            os.read(pipe.read_fd, 1)
-
-
-def test_a_reader_that_has_timed_out_says_so_itself(line: MakeLine) -> None:
-    client, source, sink, _ = line()
-    reader = source.makefile("rb")
-    source.settimeout(SHORT)
-    with pytest.raises(socket.timeout):
-        reader.read(1)
-    source.settimeout(None)
-    client.sendall(b"too late")
-    assert not gsplice.can_splice(reader, sink)
-    with pytest.raises(OSError, match="cannot read from timed out object"):
-        gsplice.copy(reader, sink)
-    reader.close()
