@@ -31,14 +31,11 @@ def has_own(thing: Any, names: Iterable[str], *modules: str) -> bool:
     """
     cls, own = type(thing), getattr(thing, "__dict__", {})
     has_in_itself = not own.keys().isdisjoint(names)
-    is_immutable = cls.__flags__ & _IMMUTABLE
-    if is_immutable and not has_in_itself:
+    if cls.__flags__ & _IMMUTABLE and not has_in_itself:
         return False
     known = modules or tuple([base.__module__ for base in cls.__mro__])
     if has_in_itself and not all(_is_from(own[name], known) for name in names if name in own):
         return True
-    if is_immutable:
-        return False
     return _any_is_own(tuple([getattr(cls, name, None) for name in names]), known)
 
 

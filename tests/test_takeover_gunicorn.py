@@ -107,6 +107,18 @@ def test_a_small_file_comes_in_one_segment_with_its_head(
     unpatch_all()
 
 
+def test_a_small_file_goes_out_at_a_unix_socket_which_knows_no_segments(
+    line: MakeLine, tmp_path: Path
+) -> None:
+    gsplice.patch_gunicorn()
+    _, _, client, receiver = line("unix")
+    (tmp_path / "file").write_bytes(b"hello")
+    with open(tmp_path / "file", "rb") as body:
+        answer(client, body, 5)
+    assert receive(receiver).endswith(b"\r\n\r\nhello")
+    unpatch_all()
+
+
 def test_a_socket_that_its_owner_has_corked_stays_so(line: MakeLine, tmp_path: Path) -> None:
     gsplice.patch_gunicorn()
     _, _, client, receiver = line()

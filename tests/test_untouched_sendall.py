@@ -17,10 +17,13 @@ from peers import (
     Pairs,
     Spawn,
     connected,
+    fill,
     pattern,
     peeked,
     receive,
     send_and_end,
+    wait_until,
+    waits_to_write,
 )
 from untouched import DATA, Outcome, before_and_after, outcome, patched
 
@@ -138,6 +141,19 @@ def test_sendall_of_more_than_there_is_room_for(
     with patched():
         sending = spawn(sink.sendall, cls(data))
         assert receive(backend, len(data)) == data
+        assert sending.get() is None
+
+
+@pytest.mark.parametrize("cls", [bytes, bytearray, memoryview])
+def test_sendall_where_there_is_no_room_at_all(
+    pairs: Pairs, spawn: Spawn, cls: Callable[[bytes], Any]
+) -> None:
+    sink, backend = pairs()
+    filled = fill(sink)
+    with patched():
+        sending = spawn(sink.sendall, cls(b"hello"))
+        wait_until(lambda: waits_to_write(sink))
+        assert receive(backend, filled + 5).endswith(b"\0hello")
         assert sending.get() is None
 
 
