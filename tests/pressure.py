@@ -308,7 +308,8 @@ def report(run: Run) -> str:
     moments = [("before", run.before)]
     for number, (half, after) in enumerate(zip(run.at_half, run.after, strict=False), 1):
         moments += [(f"all there, {number}", half), (f"at rest, {number}", after)]
-    moments += [] if run.at_half else [("at rest", run.after[-1])]
+    if not run.at_half:
+        moments += [(f"at rest, {number}", after) for number, after in enumerate(run.after, 1)]
     for name, sample in moments:
         lines.append(
             f"  {name:12} {sample.fds:6} fds {sample.watchers:6} watchers {sample.pipes:4} pipes "
