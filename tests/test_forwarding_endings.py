@@ -31,13 +31,13 @@ def test_a_stopped_exchange_is_a_stopped_relay(forwarded: Any) -> None:
 
 
 def test_an_idle_exchange_is_timed_out_and_one_with_messages_is_not(forwarded: Any) -> None:
-    idle, busy = forwarded(idle_timeout=0.3), forwarded(idle_timeout=0.3)
+    idle, busy = forwarded(idle_timeout=1), forwarded(idle_timeout=1)
     messages = 0
     while not idle.told:
         if messages < _forwarding._MOST_MESSAGES - 1:
             there_and_back(busy, b"x")
             messages += 1
-        gevent.sleep(0.06)  # now and then is what is tested
+        gevent.sleep(0.2)  # now and then is what is tested
     assert isinstance(idle.error(), TimeoutError)
     assert busy.is_exchange
     assert busy.told == []

@@ -39,7 +39,7 @@ from gsplice.server import ForwardServer
 def test_an_idle_connection_is_ended_after_the_time_out(
     forward: Any, echo: StreamServer, dial: Any
 ) -> None:
-    server = forward(echo.address, idle_timeout=0.1)
+    server = forward(echo.address, idle_timeout=0.5)
     client = dial(server)
     exchange(client)
     assert receive(client) == b""
@@ -87,7 +87,7 @@ def test_with_max_connections_all_of_a_crowd_are_served_in_turn(
 def test_a_client_that_sends_a_byte_now_and_then_is_not_idle_and_a_silent_one_is(
     forward: Any, echo: StreamServer, dial: Any
 ) -> None:
-    server = forward(echo.address, idle_timeout=0.5)
+    server = forward(echo.address, idle_timeout=1)
     slow, silent = dial(server), dial(server)
     exchange(slow)
     exchange(silent)

@@ -303,7 +303,7 @@ def test_a_silent_session_ends_with_an_end_of_file_on_both_sides(
 
     taken: list[bytes] = []
     server = forward(
-        serve(StreamServer(LOOPBACK, take)).address, idle_timeout=0.1 if end == "idle" else None
+        serve(StreamServer(LOOPBACK, take)).address, idle_timeout=0.5 if end == "idle" else None
     )
     client = dial(server)
     exchange(client)
