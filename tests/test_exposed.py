@@ -36,6 +36,9 @@ KIB = 1024
 #: As many as a test has fds for, two for each here and four in the forwarder.
 CROWD = 2000
 FEW = 100
+#: The socket to the target that a server has before there is a client for it. It has none where it
+#: has accepted as many at once as it does, and nobody else was left.
+RESERVED = 1
 #: What the backend pours out until nobody takes any more.
 PIECE = bytes(256 * KIB)
 
@@ -134,10 +137,10 @@ def test_thousands_of_clients_that_send_a_byte_now_and_then(start: Start) -> Non
             assert client.recv(1) == byte
         exchange(served)
     assert (memory(forwarder) - size) / count < SLOW_COSTS
-    assert forwarder.open_files() - fds == 2 * count
+    assert 2 * count - RESERVED <= forwarder.open_files() - fds <= 2 * count
     for client in slow:
         client.close()
-    wait_until(lambda: forwarder.open_files() == fds)
+    wait_until(lambda: fds - RESERVED <= forwarder.open_files() <= fds)
     exchange(served)
 
 

@@ -30,7 +30,7 @@ import gsplice
 from gsplice._moderation import PERIOD
 from gsplice._pump import Pump
 
-MESSAGES = 100_000
+MESSAGES = 40_000
 CONNECTIONS = 20
 #: What the kernel holds a part of a segment back for, where it was told that more will come.
 HELD_BACK = 0.200
@@ -88,7 +88,7 @@ def test_small_messages_echoed_through_a_relay(
             assert sent == received > messages // CONNECTIONS
         return found
 
-    assert_below(HELD_BACK, slowest)
+    assert_below(HELD_BACK, slowest, attempts=3)
 
 
 @pytest.mark.parametrize("moderation", [0, 0.001, 0.1])

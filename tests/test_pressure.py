@@ -37,7 +37,8 @@ pytestmark = pytest.mark.timeout(180)
 WAVES = 5
 #: Of the forwarder's CPU time, what is far less than a loop that never waits would use.
 IDLE_SHARE = 0.5
-#: The socket to the target, which a server has before there is a client for it.
+#: The socket to the target, which a server has before there is a client for it. It has none before
+#: the first one, nor where it has accepted as many at once as it does, and nobody else was left.
 RESERVED = 1
 
 
@@ -65,7 +66,7 @@ def test_a_thousand_relays_at_once_leave_nothing_behind() -> None:
         assert half.watchers <= run.before.watchers + 2 * run.count
         assert half.pipes <= stalled + _pipe._IDLE_PIPES
     for rest in run.after:
-        assert rest.fds == run.before.fds + 2 * rest.pipes + RESERVED
+        assert 0 <= rest.fds - run.before.fds - 2 * rest.pipes <= RESERVED
         assert rest.watchers == run.before.watchers
         assert rest.pipes <= _pipe._IDLE_PIPES
         assert rest.blocks < run.before.blocks + 5 * run.count
@@ -84,7 +85,7 @@ def test_thousands_of_connections_in_turn_leave_nothing_behind() -> None:
         assert sample.fds <= run.before.fds + 8 * together + 2 * sample.pipes + 2
         assert sample.pipes <= _pipe._IDLE_PIPES
     for rest in run.after:
-        assert rest.fds == run.before.fds + 2 * rest.pipes + RESERVED
+        assert 0 <= rest.fds - run.before.fds - 2 * rest.pipes <= RESERVED
         assert rest.watchers == run.before.watchers
         assert rest.blocks < run.before.blocks + 2 * run.count
     assert run.is_flat(), f"each thousand costs more: {report(run)}"
