@@ -10,10 +10,11 @@ from socket import socketpair as standard_socketpair
 from typing import Any
 from wsgiref.util import FileWrapper
 
+import gunicorn.http.wsgi
 import pytest
 import urllib3
 from bodies import BODY, KINDS_OF_BODY, SIZE, MakeBody, gunicorn_body_on, head, response_on
-from gevent import pywsgi
+from gevent import pywsgi, socket
 from peers import (
     MORE_THAN_BUFFERS,
     MakeLine,
@@ -289,6 +290,28 @@ def test_a_file_wrapper_stands_for_what_it_wraps(line: MakeLine, spawn: Spawn) -
     assert gsplice.copy(wrapper, sink) == SIZE
     assert received.get() == BODY
     assert gsplice.copy(PretendedInput(io.BytesIO(b"abc")), io.BytesIO()) == 3
+
+
+def wsgi_input(source: socket.socket) -> pywsgi.Input:
+    """Return pywsgi's body of a request: here its head is skipped."""
+    assert receive(source, len(head(SIZE))) == head(SIZE)
+    return pywsgi.Input(source.makefile("rb"), SIZE)
+
+
+@pytest.mark.parametrize("make", [*KINDS_OF_BODY, wsgi_input])
+@pytest.mark.parametrize("wrapper", [FileWrapper, gunicorn.http.wsgi.FileWrapper])
+def test_a_file_wrapper_around_each_kind_of_body_is_seen_through(
+    line: MakeLine, spawn: Spawn, wrapper: Any, make: MakeBody
+) -> None:
+    client, source, sink, backend = line()
+    spawn(send_and_end, client, head(SIZE) + BODY)
+    body = make(source)
+    received = spawn(receive, backend, SIZE)
+    transfer = gsplice.Transfer(wrapper(body), sink)
+    assert transfer.run() == SIZE
+    assert received.get() == BODY
+    assert transfer.spliced > SIZE * 0.9
+    assert body.read() == b""
 
 
 def test_wrappers_in_wrappers_are_all_seen_through(line: MakeLine, spawn: Spawn) -> None:
