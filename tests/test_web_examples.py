@@ -311,6 +311,32 @@ def test_http_proxy_passes_answers_and_errors_on(backend: str) -> None:
         assert "Traceback" not in program.output
 
 
+#: The example's handler, which tells what has been spliced.
+OBSERVED_HTTP_PROXY = """
+import http_proxy
+import gsplice
+from http.server import ThreadingHTTPServer
+class Observed(http_proxy.Proxy):
+    def do_GET(self):
+        super().do_GET()
+        print("spliced", gsplice.stats().spliced, flush=True)
+server = ThreadingHTTPServer(("127.0.0.1", 0), Observed)
+print("listening on", server.server_port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.mark.parametrize("path", ["/", "/until-close"])
+def test_http_proxy_splices_a_body(backend: str, path: str) -> None:
+    search = f"{EXAMPLES}:{ENVIRONMENT['PYTHONPATH']}"
+    with Program(sys.executable, "-c", OBSERVED_HTTP_PROXY, PYTHONPATH=search) as program:
+        port = int(program.expect(r"listening on (\d+)")[1])
+        assert Proxy(port, program).get(f"http://{backend}{path}")[2] == BODY
+        assert int(program.expect(r"spliced (\d+)")[1]) > LARGE_ENOUGH
+        program.stop()
+        assert "Traceback" not in program.output
+
+
 @pytest.mark.parametrize("path", ["/", "/until-close"])
 def test_download_splices_into_the_file(backend: str, tmp_path: Path, path: str) -> None:
     said = run(
