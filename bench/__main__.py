@@ -5,6 +5,7 @@ import sys
 try:
     from bench import memory, pictures, relay, syscalls, ticker
     from bench.command_line import run_program
+    from bench.web import alternating
     from bench.web import command as web
 except ModuleNotFoundError as error:
     if error.name != "tabulate":
@@ -18,6 +19,7 @@ COMMANDS = {
     "ticker": ticker.main,
     "syscalls": syscalls.main,
     "web": web.main,
+    "web-alternating": alternating.main,
     "pictures": pictures.main,
 }
 

@@ -48,12 +48,18 @@ class Limit:
 
 
 def goal_row(
-    where: str, who: str, what: str, beside: str, limit: Limit, values: Sequence[float]
+    where: str,
+    who: str,
+    what: str,
+    beside: str,
+    limit: Limit,
+    values: Sequence[float],
+    noise: float = NOISE,
 ) -> list[str]:
     """A line of a table of goals; ``values`` are those of the rounds."""
     median = statistics.median(values)
     margin = limit.margin(median)
-    verdict = REACHED if margin >= 0 else WITHIN_NOISE if margin >= -NOISE else MISSED
+    verdict = REACHED if margin >= 0 else WITHIN_NOISE if margin >= -noise else MISSED
     rounds = f"{limit.show(min(values))} to {limit.show(max(values))}"
     figures = [str(limit), limit.show(median), rounds, f"{margin * 100:+.0f} %"]
     return [where, who, what, beside, *figures, verdict]

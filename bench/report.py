@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tabulate import tabulate
 
@@ -17,7 +17,16 @@ NOT_MEASURED = "-"
 # A machine that is busier than this with something else is not one to quote figures from.
 NOTABLE_OTHER_LOAD = 0.1
 
+
+class Disturbed(Protocol):
+    """A measurement that tells what else the machine did."""
+
+    @property
+    def other_load(self) -> float: ...
+
+
 Result = TypeVar("Result")
+Load = TypeVar("Load", bound=Disturbed)
 Figure = Callable[[Measurement], float]
 Compare = Callable[[Measurement, Measurement], float]
 Comparison = Callable[[Rounds[Measurement], str], float | None]
@@ -166,7 +175,7 @@ def _both(rounds: Rounds[Measurement], name: str) -> str:
     return " / ".join(as_ratio(rounds.ratio(name, BASELINE, compare)) for compare in compares)
 
 
-def notes_of_load(rounds: Rounds[Measurement]) -> list[str]:
+def notes_of_load(rounds: Rounds[Load]) -> list[str]:
     loads = [m.other_load for results in rounds.results.values() for m in results.values()]
     if not loads or statistics.median(loads) < NOTABLE_OTHER_LOAD:
         return []

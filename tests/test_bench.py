@@ -110,6 +110,7 @@ def test_a_contender_that_is_not_installed_is_left_out_and_named(run: Run) -> No
         ["--regime=nowhere"],
         ["memory", "--contender=nobody"],
         ["web", "--case=nothing"],
+        ["web-alternating", "--contender=nobody"],
     ],
     ids=" ".join,
 )
@@ -132,7 +133,10 @@ def contenders_under(pid: int, name: str) -> Iterator[int]:
             yield child
 
 
-@pytest.mark.parametrize("words", [["--list"], ["scale", "--list"], ["web", "--list"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--list"], ["scale", "--list"], ["web", "--list"], ["web-alternating", "--list"]],
+)
 def test_a_list_of_which_only_the_head_is_read_ends_quietly(words: Sequence[str]) -> None:
     reads, writes = os.pipe()
     os.close(reads)

@@ -83,7 +83,7 @@ def declared(package: str, path: Sequence[str], name: str) -> Iterator[Any]:
     """What the modules of a package have in their lists called ``name``, by their file names."""
     for module in sorted(pkgutil.iter_modules(path), key=lambda module: module.name):
         if not module.name.startswith("_"):
-            yield from getattr(importlib.import_module(f"{package}.{module.name}"), name)
+            yield from getattr(importlib.import_module(f"{package}.{module.name}"), name, ())
 
 
 def all_contenders() -> list[Contender]:

@@ -28,6 +28,8 @@ def create(backend_port: int, folder: str, with_gsplice: bool) -> Application:
     def application(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"].startswith("/static/"):
             return serve_file(environ, start_response, folder)
+        if environ["PATH_INFO"].startswith("/bytes/"):
+            return serve_bytes(environ, start_response)
         return serve_backend(environ, start_response, backend_port)
 
     return application
@@ -38,6 +40,12 @@ def serve_file(environ: Environ, start_response: StartResponse, folder: str) -> 
     size = os.fstat(file.fileno()).st_size
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(size))])
     return wrapped(environ, file)
+
+
+def serve_bytes(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    body = bytes(int(environ["PATH_INFO"].removeprefix("/bytes/")))
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
 
 
 def serve_backend(environ: Environ, start_response: StartResponse, port: int) -> Iterable[bytes]:

@@ -7,7 +7,7 @@ from bench.regimes import KIB, Regime
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-PROXY, UPLOAD, STATIC = "proxy", "upload", "static"
+PROXY, UPLOAD, STATIC, BYTES = "proxy", "upload", "static", "bytes"
 # One connection tells little of small bodies: the server waits for its client then.
 KEPT_ALIVE = 8
 
@@ -17,7 +17,7 @@ class Case(Regime):
     """Exchanges with bodies of ``size`` bytes, one at a time on each of ``connections``.
 
     ``kind`` is what the server does: it proxies a backend's response, proxies a request's body to
-    a backend (an upload), or serves a static file itself.
+    a backend (an upload), serves a static file itself, or answers with bytes that it has.
     """
 
     kind: str
@@ -34,7 +34,11 @@ class Case(Regime):
 
     @property
     def path(self) -> str:
-        return f"/static/{self.file}" if self.kind == STATIC else f"/proxy/{self.file}"
+        return f"/{PROXY if self.kind == UPLOAD else self.kind}/{self.file}"
+
+    @property
+    def has_backend(self) -> bool:
+        return self.kind in (PROXY, UPLOAD)
 
 
 CASES: tuple[Case, ...] = (
@@ -47,4 +51,15 @@ CASES: tuple[Case, ...] = (
     Case("static-10k", 10 * KIB, KEPT_ALIVE, STATIC),
     Case("static-64m", 64 * MIB, 1, STATIC),
     Case("static-1g", 1 * GIB, 1, STATIC),
+)
+
+# What an exchange costs, with gsplice's methods and without them in turn: on one connection, so
+# that none is under way when the one takes the place of the other.
+SMALL_CASES: tuple[Case, ...] = (
+    Case("proxy-1k", 1 * KIB, 1, PROXY),
+    Case("proxy-10k", 10 * KIB, 1, PROXY),
+    Case("static-1k", 1 * KIB, 1, STATIC),
+    Case("static-10k", 10 * KIB, 1, STATIC),
+    Case("bytes-1k", 1 * KIB, 1, BYTES),
+    Case("bytes-10k", 10 * KIB, 1, BYTES),
 )

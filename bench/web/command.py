@@ -22,7 +22,7 @@ from bench.compiler import compiler
 from bench.measure import Measurement
 from bench.report import as_json
 from bench.rounds import Rounds, run_rounds
-from bench.web.cases import CASES, PROXY, STATIC, UPLOAD, Case
+from bench.web.cases import BYTES, CASES, PROXY, STATIC, UPLOAD, Case
 from bench.web.files import folder_for
 from bench.web.goals import goals_table
 from bench.web.measure import BACKEND, measure
@@ -33,6 +33,7 @@ WHAT = {
     PROXY: "responses of a backend,",
     UPLOAD: "requests to a backend,",
     STATIC: "files",
+    BYTES: "bytes of the application,",
 }
 
 
@@ -49,8 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         return print_list()
     cases = possible(chosen(CASES, options.case))
     servers = present(all_servers(), options.contender)
-    if not compiler():
-        sys.exit("no C compiler: the client of this bench is written in C, and has no substitute")
+    check_compiler()
     facts = print_facts()
     print("rate x and cpu x are to the same server as it is, of the same round; more is better\n")
     done: list[Rounds[Measurement]] = []
@@ -67,17 +67,22 @@ def possible(cases: Sequence[Case]) -> list[Case]:
     reason = server_named(BACKEND).missing()
     if reason:
         print(f"left out: cases with a backend's response ({reason})")
-    return [case for case in cases if not reason or case.kind in (UPLOAD, STATIC)]
+    return [case for case in cases if not reason or case.kind != PROXY]
 
 
 def in_case(case: Case, servers: Sequence[Server]) -> list[Server]:
     return [server for server in servers if case.kind in server.kinds]
 
 
-def print_list() -> int:
+def print_list(cases: Sequence[Case] = CASES, servers: Sequence[Server] | None = None) -> int:
     print("cases:")
-    for case in CASES:
+    for case in cases:
         where = connections_in_words(case.connections)
         print(f"  {case.name:{LIST_WIDTH}} {WHAT[case.kind]} {case.size} bytes each, {where}")
     print("servers:")
-    return print_participants(all_servers())
+    return print_participants(all_servers() if servers is None else servers)
+
+
+def check_compiler() -> None:
+    if not compiler():
+        sys.exit("no C compiler: the client of this bench is written in C, and has no substitute")

@@ -6,9 +6,11 @@
  *
  * Each says "ready" on standard output (a backend adds its address) and ends at end of file on standard input. A
  * client has one request in flight on each connection, and keeps a connection for as long as the server does.
- * It takes a command, as often as it is given:
+ * It takes commands, as often as they are given:
  *
  *     measure WARMUP SECONDS PID..   observe as bench/peers/backend.c does, and answer with one line of JSON
+ *     batch SKIPPED COUNT            the same for COUNT responses, after the first SKIPPED ones; the CPU is what
+ *                                    the server says it had used, in nanoseconds in a field X-CPU-Used
  *
  * The window opens when the first response is complete that has taken longer than the warm-up, and it closes
  * with the first one that is complete SECONDS later: on one connection it holds whole exchanges, so that
@@ -27,6 +29,7 @@
 #include <sys/sendfile.h>
 
 enum { HEAD_SIZE = 16 * 1024 };
+static const char CPU_USED[] = "\r\nX-CPU-Used:";
 
 static void watch(int poll, int fd, uint32_t events, void *what)
 {
@@ -52,11 +55,17 @@ static void message_begin(struct message *message)
     message->head_length = 0;
 }
 
-/* 0 where there is none: a request has no body then, and a response is not what was asked for. */
+/* 0 where there is none. */
+static long long number_in(const char *head, const char *name)
+{
+    const char *field = strcasestr(head, name);
+    return field ? atoll(field + strlen(name)) : 0;
+}
+
+/* Without one, a request has no body, and a response is not what was asked for. */
 static long long content_length(const char *head)
 {
-    const char *name = "\r\nContent-Length:", *field = strcasestr(head, name);
-    return field ? atoll(field + strlen(name)) : 0;
+    return number_in(head, "\r\nContent-Length:");
 }
 
 /* What came with the head belongs to the body. */
@@ -181,6 +190,8 @@ static struct {
     struct exchange *exchanges;
     struct window *window;
     struct latencies latencies;
+    size_t responses, skipped, batch; /* so far; of a batch; 0 where the clock tells the end */
+    long long server_cpu;             /* in a batch */
     enum { WARMING_UP, OBSERVING, STOPPING } phase;
 } client;
 
@@ -236,18 +247,31 @@ static void exchange_check(const struct message *response)
         die("an answer of another size than %lld: %s", client.to_receive, head);
 }
 
-static void client_note(uint64_t moment, uint64_t latency)
+static int client_is_warm(uint64_t moment)
+{
+    return client.batch ? client.responses >= client.skipped : moment >= client.window->begin;
+}
+
+static int client_has_all(uint64_t moment)
+{
+    return client.batch ? client.latencies.count >= client.batch : moment >= client.window->end;
+}
+
+static void client_note(uint64_t moment, uint64_t latency, const char *head)
 {
     struct window *window = client.window;
+    client.responses++;
     if (client.phase == OBSERVING)
         latencies_add(&client.latencies, latency);
-    if (client.phase == WARMING_UP && moment >= window->begin) {
+    if (client.phase == WARMING_UP && client_is_warm(moment)) {
         uint64_t length = window->end - window->begin;
         window_open(window);
         window->end = window->opened + length;
+        client.server_cpu = -number_in(head, CPU_USED);
         client.phase = OBSERVING;
-    } else if (client.phase == OBSERVING && moment >= window->end) {
+    } else if (client.phase == OBSERVING && client_has_all(moment)) {
         window_close(window);
+        client.server_cpu += number_in(head, CPU_USED);
         client.phase = STOPPING;
     }
 }
@@ -264,7 +288,7 @@ static void exchange_on_event(struct exchange *exchange)
     if (exchange->body_sent < client.to_send)
         die("an answer before the request was complete");
     uint64_t moment = now();
-    client_note(moment, moment - exchange->started);
+    client_note(moment, moment - exchange->started, exchange->response.head);
     if (strcasestr(exchange->response.head, "\r\nConnection: close")) {
         close(exchange->fd);
         exchange_connect(exchange);
@@ -288,6 +312,7 @@ static void client_measure(struct window *window)
     client.window = window;
     client.phase = WARMING_UP;
     client.latencies.count = 0;
+    client.responses = 0;
     client.in_flight = client.connections;
     for (int i = 0; i < client.connections; i++)
         exchange_begin(&client.exchanges[i]);
@@ -326,6 +351,21 @@ static void client_make_request(const char *method, const char *path)
         die("a path as long as that");
 }
 
+static struct window client_command(char *line)
+{
+    struct window window = {0};
+    char *rest = line;
+    client.batch = 0;
+    if (strncmp(line, "batch ", 6) != 0)
+        return window_from_command(line);
+    strsep(&rest, " ");
+    client.skipped = strtoul(rest, &rest, 10);
+    client.batch = strtoul(rest, &rest, 10);
+    if (client.skipped == 0 || client.batch == 0)
+        die("a batch of nothing, or with nothing before it");
+    return window;
+}
+
 static void run_client(int is_post, char **words)
 {
     char line[LINE_LENGTH];
@@ -342,9 +382,11 @@ static void run_client(int is_post, char **words)
         exchange_connect(&client.exchanges[i]);
     puts("ready");
     while (fgets(line, sizeof line, stdin)) {
-        struct window window = window_from_command(line);
+        struct window window = client_command(line);
         client_measure(&window);
         window_print(&window);
+        if (client.batch)
+            printf(", \"server_cpu\": %.9f", (double)client.server_cpu / 1e9);
         latencies_print(&client.latencies);
     }
 }

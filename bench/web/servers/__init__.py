@@ -1,6 +1,7 @@
 """The servers: a file each, found by being in this folder.
 
-A file has a list ``SERVERS``. What a server has to do is in :class:`Server`; that is all.
+A file has a list ``SERVERS``. What a server has to do is in :class:`Server`; that is all. There may
+be a list ``SWITCHED`` as well: of servers with the application of ``bench/web/switched.py``.
 """
 
 from collections.abc import Callable
@@ -43,8 +44,13 @@ def all_servers() -> list[Server]:
     return list(declared(__name__, __path__, "SERVERS"))
 
 
+def switched_servers() -> list[Server]:
+    """Those whose process turns gsplice on and off."""
+    return list(declared(__name__, __path__, "SWITCHED"))
+
+
 def server_named(name: str) -> Server:
-    for server in all_servers():
+    for server in (*all_servers(), *switched_servers()):
         if server.name == name:
             return server
     raise LookupError(f"no server is called {name!r}")
