@@ -134,6 +134,15 @@ def test_to_be_slower_by_more_than_a_hundredth_is_to_miss_the_goal(
     assert cpu.endswith(verdict)
 
 
+def test_what_a_server_differs_from_itself_by_is_noise_and_is_named() -> None:
+    of: Rounds[Alternation] = Rounds(SMALL_CASES[0])
+    of.add(PYWSGI, 0, Alternation([batches(1.0, 1.04, 0.95)], 0.0))
+    assert "note: pywsgi-switched differs from itself by 5.3 % in time" in alternating.case_table(
+        of
+    )
+    assert alternating.goals_table([of]).count("within the noise") == 2 + len(["the summary's"])
+
+
 def test_without_a_c_compiler_it_is_one_clear_line() -> None:
     done = bench(*SHORT, "--case=bytes-1k", GSPLICE_BENCH_CC="")
     assert done.returncode == 1

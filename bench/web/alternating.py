@@ -34,7 +34,8 @@ from bench.web.switched import CONTROL, ORIGINAL, PATCHED
 
 FIGURES: dict[str, Figure] = {"time": lambda batch: batch.time, "cpu": lambda batch: batch.cpu}
 GOAL = Limit(1.0, digits=3)  # no slower than without gsplice
-NOISE = 0.01  # of a ratio: what the control's median is off by, in a run of five rounds
+NOISE = 0.01  # of a ratio: what the control is off by where little else is going on
+SECONDS = 2.0
 MICRO = 1e6
 
 Of = Rounds[Alternation]
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         f"Small answers by one process, {BATCH} with gsplice and {BATCH} without it in turn.",
     )
     add_choice_option(options, "case")
-    add_rounds_options(options)
+    add_rounds_options(options, seconds=SECONDS)
     return options
 
 
@@ -121,7 +122,21 @@ COLUMNS = [column for what, figure in FIGURES.items() for column in columns_of(w
 
 
 def case_table(of: Of) -> str:
-    return rounds_table(of, COLUMNS, notes_of_load(of))
+    return rounds_table(of, COLUMNS, [*notes_of_load(of), *notes_of_noise(of)])
+
+
+def noise(of: Of, name: str, figure: Figure) -> float:
+    """By what the control is off in the same run; nothing smaller can be told."""
+    return max(NOISE, abs(of.median(name, of_round(CONTROL, figure)) - 1))
+
+
+def notes_of_noise(of: Of) -> list[str]:
+    return [
+        f"{name} differs from itself by {off * 100:.1f} % in {what}"
+        for name in of.results
+        for what, figure in FIGURES.items()
+        if (off := noise(of, name, figure)) > NOISE
+    ]
 
 
 def goals_table(done: Sequence[Of]) -> str:
@@ -133,7 +148,7 @@ def goals_table(done: Sequence[Of]) -> str:
             "the original",
             GOAL,
             of.values(name, of_round(PATCHED, figure)),
-            NOISE,
+            noise(of, name, figure),
         )
         for of in done
         for name in of.results
