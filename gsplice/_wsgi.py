@@ -42,6 +42,20 @@ def worth_splicing(wrapper: Any, under: Any, sock: Any, length: int | None) -> A
     return under if can_splice(under, sock) else None
 
 
+def is_small_stream(under: Any, length: int | None) -> bool:
+    """Whether *length* bytes of *under*, which is no file, are cheaper to read and send.
+
+    A socket's never are: it has no ``read``. This is `worth_splicing`'s own answer, for whoever has
+    looks to take that cost more.
+    """
+    if length is None or isinstance(under, GeventSocket) or not hasattr(under, "read"):
+        return False
+    try:
+        return length <= _BLOCK or _is_small_body(under, length)
+    except ValueError:  # a bad mode, which is to be told of where the mode matters
+        return False
+
+
 def _is_small(under: Any, length: int, size: int) -> bool:
     """Whether *length* bytes of *under*, in blocks of *size*, are cheaper to read and send."""
     if length <= _BLOCK:

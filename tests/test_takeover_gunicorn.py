@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http.client import HTTPResponse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,28 @@ def test_a_wrapper_whose_blocks_are_made_by_somebody_else_is_asked_for_them(
         answer(client, body, SIZE)
     _, _, sent = received.get().partition(b"\r\n\r\n")
     assert sent == b"A" * SIZE
+    unpatch_all()
+
+
+@pytest.mark.parametrize("sendfile", [None, False], ids=["", "no-sendfile"])
+def test_a_mode_that_is_none_is_told_of_only_where_something_might_be_spliced(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, sendfile: bool | None
+) -> None:
+    gsplice.patch_gunicorn()
+    monkeypatch.setenv("GSPLICE_MODE", "fast")
+    peer, source, client, receiver = line()
+    body = pattern(20_000, 42)
+    spawn(send_and_end, peer, b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    received = spawn(receive, receiver)
+    with HTTPResponse(source) as response:
+        response.begin()
+        if sendfile is False:
+            answer(client, response, len(body), sendfile=sendfile)
+        else:
+            with pytest.raises(ValueError, match="GSPLICE_MODE must be 'auto'"):
+                answer(client, response, len(body))
+            client.shutdown(socket.SHUT_WR)
+    assert received.get().partition(b"\r\n\r\n")[2] == (body if sendfile is False else b"")
     unpatch_all()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from gsplice import _body, _recognition
 from gsplice._body import Body
 from gsplice._body_sender import BodySender
-from gsplice._wsgi import first_block, in_full_segments, worth_splicing
+from gsplice._wsgi import first_block, in_full_segments, is_small_stream, worth_splicing
 from gsplice.takeover._replacements import Replacements
 
 MODULE: Final = "gunicorn.http.wsgi"
@@ -121,6 +121,9 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
 
 def _takes(response: Any, wrapper: Any) -> bool:
+    # First: to ask the configuration costs a hundredth of a small answer.
+    if is_small_stream(wrapper.filelike, response.response_length):
+        return False
     under = _body.wrapped(wrapper)
     if under is wrapper:
         return False
