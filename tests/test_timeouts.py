@@ -184,23 +184,27 @@ def begin_slowly(ends: Line, spawn: Spawn) -> Event:
     return over
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("both_ways", [False, True], ids=["transfer", "relay"])
 def test_a_peer_that_takes_its_bytes_slowly_is_not_idle_and_one_that_takes_none_is(
-    line: MakeLine, spawn: Spawn, kind: str, both_ways: bool
+    line: MakeLine, spawn: Spawn
 ) -> None:
-    ends = line(kind)
-    over = begin_slowly(ends, spawn)
-    make = gsplice.Relay if both_ways else gsplice.Transfer
-    transfer = make(ends.source, ends.sink, idle_timeout=SLOW_LIMIT).start()
-    wait_until(lambda: transfer.moved and waits_to_write(ends.sink))
-    silence = longest_silence(transfer)
-    assert not transfer.ready()
-    assert silence > SLOW_LIMIT, "the sink was writable too soon to test anything"
-    over.set()
-    with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
-        transfer.get(timeout=10)
-    assert elapsed.seconds > SLOW_LIMIT / 2
+    """Of each kind, by itself and in a relay: side by side, as each takes more than two seconds."""
+
+    def check(kind: str, make: type[gsplice.Transfer | gsplice.Relay]) -> None:
+        ends = line(kind)
+        over = begin_slowly(ends, spawn)
+        transfer = make(ends.source, ends.sink, idle_timeout=SLOW_LIMIT).start()
+        wait_until(lambda: transfer.moved and waits_to_write(ends.sink))
+        silence = longest_silence(transfer)
+        assert not transfer.ready()
+        assert silence > SLOW_LIMIT, "the sink was writable too soon to test anything"
+        over.set()
+        with Elapsed() as elapsed, pytest.raises(socket.timeout, match="timed out"):
+            transfer.get(timeout=10)
+        assert elapsed.seconds > SLOW_LIMIT / 2
+
+    cases = [(kind, make) for kind in KINDS for make in (gsplice.Transfer, gsplice.Relay)]
+    checks = {case: spawn(error_of, check, *case) for case in cases}
+    assert {case: check.get() for case, check in checks.items()} == dict.fromkeys(cases)
 
 
 def longest_silence(transfer: Any, seconds: float = 1.5 * SLOW_LIMIT) -> float:
