@@ -14,6 +14,7 @@ import gsplice
 gsplice.patch_all()
 
 import shutil
+import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from urllib.request import urlopen
 
@@ -29,8 +30,11 @@ if __name__ == "__main__":
     parser.add_argument("url", type=url, metavar="URL", help="what to download")
     parser.add_argument("path", metavar="FILE", help="where to put what it names")
     arguments = parser.parse_args()
-    with urlopen(arguments.url) as response, open(arguments.path, "wb") as file:
-        shutil.copyfileobj(response, file)
-        size = file.tell()
+    try:
+        with urlopen(arguments.url) as response, open(arguments.path, "wb") as file:
+            shutil.copyfileobj(response, file)
+            size = file.tell()
+    except OSError as error:  # urllib's as well
+        sys.exit(f"cannot download {arguments.url}: {error}")
     share = gsplice.stats().spliced / max(size, 1)
     print(f"{size:,} bytes, {share:.0%} of them spliced")

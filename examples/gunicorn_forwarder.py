@@ -1,5 +1,6 @@
 """Forwards every connection on one port to another address, on as many cores as there are workers.
 
+    python -m pip install gunicorn
     gunicorn -k gsplice.gunicorn.ServerWorker --workers 2 --bind 127.0.0.1:8080 \\
         --chdir examples 'gunicorn_forwarder:forwarder("example.org:80")'
 

@@ -2,7 +2,7 @@
 
     python examples/wsgi_reverse_proxy.py 127.0.0.1:8080 127.0.0.1:9000
 
-Or: BACKEND=127.0.0.1:9000 gunicorn -k gevent wsgi_reverse_proxy:application
+Or: BACKEND=127.0.0.1:9000 gunicorn -k gevent --chdir examples wsgi_reverse_proxy:application
 """
 
 from gevent import monkey

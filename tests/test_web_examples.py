@@ -345,3 +345,19 @@ def test_download_splices_into_the_file(backend: str, tmp_path: Path, path: str)
     assert (tmp_path / "file").read_bytes() == BODY
     assert said == "5,000,003 bytes, 100% of them spliced\n"
     shutil.rmtree(tmp_path)
+
+
+def test_a_download_that_fails_is_one_line_and_makes_no_file(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/"
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "download.py", url, tmp_path / "file"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    refused = "<urlopen error [Errno 111] Connection refused>"
+    assert done.stderr == f"cannot download {url}: {refused}\n"
+    assert not (tmp_path / "file").exists()
+    shutil.rmtree(tmp_path)
