@@ -9,12 +9,28 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from typing import Any
 
+import gevent
 from gevent import socket
-from peers import Line, connected, wait_until
+from peers import (
+    MORE_THAN_BUFFERS,
+    Line,
+    connected,
+    pattern,
+    receive,
+    send_and_end,
+    wait_until,
+    waits_to_read,
+    waits_to_write,
+)
 
+import gsplice
 from gsplice import _account, _hub
 from gsplice._pump import Pump
+
+# That the process has threads is no news: the hub's own.
+THREADS_ARE_NO_NEWS = "error,ignore::DeprecationWarning"
 
 
 def pipes_of(pid: int | str) -> set[str]:
@@ -71,3 +87,59 @@ def line_with_client_in_thread(data: bytes) -> tuple[Line, threading.Thread]:
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     return Line(client, source, *connected("unix")), thread
+
+
+def close(*sockets: socket.socket) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def move_own_bytes(key: int, mode: str = "splice") -> None:
+    """Have a transfer of one's own, and look at every byte of it."""
+    own, data = Line(*connected("unix"), *connected("unix")), pattern(700_000, key)
+    gevent.spawn(send_and_end, own.client, data)
+    received = gevent.spawn(receive, own.backend)
+    transfer = gsplice.Transfer(own.source, own.sink, mode=mode).start()
+    assert transfer.get(timeout=20) == len(data)
+    close(own.sink)
+    assert received.get() == data
+    close(*own)
+
+
+class Methods:
+    """Something that is read by its own method alone."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.recv = sock.recv
+
+
+class Parent:
+    """A process with a transfer in the state that a test is about."""
+
+    def __init__(self, state: str) -> None:
+        self.data = pattern(MORE_THAN_BUFFERS, 1)
+        if state == "pipe-empty":
+            self.line = Line(*connected("unix"), *connected("unix"))
+        else:
+            self.line, _ = line_with_client_in_thread(self.data)
+        self.is_empty = state == "pipe-empty"
+        mode = "copy" if state == "copy-stalled" else "splice"
+        source: Any = self.line.source
+        if state == "methods-stalled":
+            source = Methods(source)
+        self.transfer = gsplice.Transfer(source, self.line.sink, mode=mode).start()
+        self.told: list[Any] = []
+        self.transfer.rawlink(self.told.append)
+        if self.is_empty:
+            wait_until(lambda: waits_to_read(self.line.source))
+        else:
+            wait_until(lambda: waits_to_write(self.line.sink))
+
+    def go_on(self) -> None:
+        """Have every byte come out, with whatever happens beside."""
+        if self.is_empty:
+            gevent.spawn(send_and_end, self.line.client, self.data)
+        assert receive(self.line.backend, len(self.data)) == self.data
+        assert self.transfer.get(timeout=20) == len(self.data)
+        assert self.transfer.undelivered == b""
+        close(*self.line)

@@ -1,7 +1,7 @@
-"""`fork`, threads and processes: no byte crosses, and both sides go on.
+"""`fork` and processes: no byte crosses, and both sides go on.
 
-Each scenario runs in an interpreter of its own, which forks or starts threads; in what a child
-does, an assertion that fails is its exit status. (Pools and figures in a child:
+Each scenario runs in an interpreter of its own, which forks; in what a child does, an assertion
+that fails is its exit status. (Threads: tests/test_threads.py; pools and figures in a child:
 tests/test_frugality.py.)
 """
 
@@ -10,13 +10,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import gevent
 import pytest
-from forks import ended_child, gsplices_pipes, in_child, line_with_client_in_thread, pipes_of
+from forks import (
+    THREADS_ARE_NO_NEWS,
+    Methods,
+    Parent,
+    close,
+    ended_child,
+    gsplices_pipes,
+    in_child,
+    line_with_client_in_thread,
+    move_own_bytes,
+    pipes_of,
+)
 from gevent import get_hub, socket
 from gevent.os import fork_and_watch, fork_gevent, waitpid
 from moderated import Stream
@@ -30,7 +40,6 @@ from peers import (
     run_alone,
     send_and_end,
     wait_until,
-    waits_to_read,
     waits_to_write,
 )
 
@@ -38,65 +47,6 @@ import gsplice
 from gsplice import _kernel
 from gsplice._moderation import PATIENCE
 from gsplice._pump import Pump
-
-# That the process has threads is no news: the hub's own.
-THREADS_ARE_NO_NEWS = "error,ignore::DeprecationWarning"
-
-
-def close(*sockets: socket.socket) -> None:
-    for sock in sockets:
-        sock.close()
-
-
-def move_own_bytes(key: int, mode: str = "splice") -> None:
-    """Have a transfer of one's own, and look at every byte of it."""
-    own, data = Line(*connected("unix"), *connected("unix")), pattern(700_000, key)
-    gevent.spawn(send_and_end, own.client, data)
-    received = gevent.spawn(receive, own.backend)
-    transfer = gsplice.Transfer(own.source, own.sink, mode=mode).start()
-    assert transfer.get(timeout=20) == len(data)
-    close(own.sink)
-    assert received.get() == data
-    close(*own)
-
-
-class Methods:
-    """Something that is read by its own method alone."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.recv = sock.recv
-
-
-class Parent:
-    """A process with a transfer in the state that a test is about."""
-
-    def __init__(self, state: str) -> None:
-        self.data = pattern(MORE_THAN_BUFFERS, 1)
-        if state == "pipe-empty":
-            self.line = Line(*connected("unix"), *connected("unix"))
-        else:
-            self.line, _ = line_with_client_in_thread(self.data)
-        self.is_empty = state == "pipe-empty"
-        mode = "copy" if state == "copy-stalled" else "splice"
-        source: Any = self.line.source
-        if state == "methods-stalled":
-            source = Methods(source)
-        self.transfer = gsplice.Transfer(source, self.line.sink, mode=mode).start()
-        self.told: list[Any] = []
-        self.transfer.rawlink(self.told.append)
-        if self.is_empty:
-            wait_until(lambda: waits_to_read(self.line.source))
-        else:
-            wait_until(lambda: waits_to_write(self.line.sink))
-
-    def go_on(self) -> None:
-        """Have every byte come out, with whatever happens beside."""
-        if self.is_empty:
-            gevent.spawn(send_and_end, self.line.client, self.data)
-        assert receive(self.line.backend, len(self.data)) == self.data
-        assert self.transfer.get(timeout=20) == len(self.data)
-        assert self.transfer.undelivered == b""
-        close(*self.line)
 
 
 def forked_in_the_middle() -> None:
@@ -341,96 +291,3 @@ def forked_while_moderated() -> None:
 
 def test_the_timer_of_a_moderated_transfer_is_the_parents_alone() -> None:
     run_alone(forked_while_moderated, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
-
-
-# Threads.
-
-THREADS = 4
-ROUNDS = 8
-
-
-class HubThread(threading.Thread):
-    """A native thread that does *work* with a hub of its own."""
-
-    def __init__(self, work: Callable[[int], None], number: int) -> None:
-        super().__init__()
-        self._work = work
-        self._number = number
-        self._failure: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._work(self._number)
-        except BaseException as error:
-            self._failure = error
-        finally:
-            get_hub().destroy(destroy_loop=True)
-
-    def finish(self) -> None:
-        """Wait for the end, which has to be a success."""
-        self.join()
-        if self._failure is not None:
-            raise self._failure
-
-
-def in_threads(work: Callable[[int], None]) -> list[HubThread]:
-    # Each hub asks libuv for the default loop, and libuv makes that at the first call without a
-    # lock: two threads' first hubs at once share a loop, or crash, without gsplice as well.
-    get_hub()
-    return [HubThread(work, number) for number in range(THREADS)]
-
-
-def hubs_in_threads() -> None:
-    """Transfers in several threads at once, and in the first one as well (for a test below)."""
-
-    def work(number: int) -> None:
-        for turn in range(ROUNDS):
-            keys = range(1000 * number + 10 * turn, 1000 * number + 10 * turn + 3)
-            modes = ("splice", "auto", "copy")
-            moving = [gevent.spawn(move_own_bytes, *each) for each in zip(keys, modes, strict=True)]
-            gevent.joinall(moving, raise_error=True)
-
-    threads = in_threads(work)
-    work(THREADS)
-    for thread in threads:
-        thread.finish()
-    now = gsplice.stats()
-    assert now.spliced + now.copied == (THREADS + 1) * ROUNDS * 3 * 700_000
-    assert now.spliced >= (THREADS + 1) * ROUNDS * 700_000
-    assert now.active == 0
-
-
-def test_a_hub_in_each_of_several_threads() -> None:
-    run_alone(hubs_in_threads)
-
-
-def forked_beside_threads() -> None:
-    """Fork while other threads' transfers have stalled (for a test below)."""
-    stalled, forked = threading.Barrier(THREADS + 1), threading.Event()
-
-    def work(_: int) -> None:
-        parent = Parent("pipe-full")
-        stalled.wait()
-        forked.wait()
-        parent.go_on()
-
-    threads = in_threads(work)
-    stalled.wait()
-    ours = gsplices_pipes()
-    assert len(ours) == THREADS
-
-    def child() -> None:
-        assert not ours & pipes_of("self"), "a pipe of another thread's is open"
-        assert gsplice.stats() == (0, 0, 0, 0, 0, {})
-        move_own_bytes(6)
-
-    wait = in_child(child, fork_gevent)
-    forked.set()
-    for thread in threads:
-        thread.finish()
-    wait()
-
-
-def test_a_fork_while_transfers_of_other_threads_have_stalled() -> None:
-    run_alone(forked_beside_threads, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)

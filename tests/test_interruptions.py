@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 from collections.abc import Callable
@@ -9,11 +10,14 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from peers import (
     MODES,
+    MORE_THAN_BUFFERS,
     Line,
     MakeLine,
     Spawn,
+    error_of,
     receive,
     small_buffers,
     stall,
@@ -21,9 +25,11 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
+from races import before_method
 
 import gsplice
 from gsplice import _hub
+from gsplice._pump import Pump
 
 IDLE, STALLED = "idle", "stalled"
 
@@ -108,3 +114,58 @@ def test_pool_holds_nothing_but_empty_pipes(line: MakeLine, spawn: Spawn) -> Non
     for pipe in _hub.resources().pipes._idle:
         with pytest.raises(BlockingIOError):
             os.read(pipe.read_fd, 1)
+
+
+# In the middle of an end.
+
+
+def test_what_a_signal_handler_raises_right_before_held_bytes_are_taken_back_leaks_no_pipe(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    ends = line("unix")
+    spawn(error_of, ends.client.sendall, bytes(MORE_THAN_BUFFERS))
+    transfer = gsplice.Transfer(ends.source, ends.sink, mode="splice").start()
+    wait_until(lambda: waits_to_write(ends.sink))
+    assert gsplice.stats().pipes > gsplice.stats().idle_pipes
+    before_method(monkeypatch, Pump, "_take_back", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        transfer.stop()
+    assert transfer.ready()
+    now = gsplice.stats()
+    assert (now.active, now.pipes) == (0, now.idle_pipes)
+    assert not waits_to_write(ends.sink)
+
+
+def test_a_stop_by_a_signal_handler_in_the_middle_of_the_end_of_a_relay_changes_nothing(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = line()
+    relay = gsplice.Relay(ends.source, ends.sink, idle_timeout=0.02).start()
+    ending = before_method(monkeypatch, Pump, "_take_back", relay.stop)
+    with pytest.raises(TimeoutError, match="timed out"):
+        relay.get(timeout=5)
+    assert ending
+    assert not waits_to_read(ends.source)
+    assert not waits_to_read(ends.sink)
+    assert gsplice.stats().active == 0
+
+
+def test_a_copy_by_methods_that_has_come_out_by_itself_is_not_interrupted_any_more(
+    spawn: Spawn,
+) -> None:
+    class Source:
+        def recv(self, limit: int) -> bytes:
+            there.wait()
+            return b""
+
+    there, sink = Event(), io.BytesIO()
+    transfer = gsplice.Transfer(Source(), sink)
+    caller = spawn(error_of, transfer.run)
+    wait_until(lambda: gsplice.stats().active)
+    there.set()  # in the next turn of the loop it goes on, just before it would be interrupted
+    transfer.stop()
+    assert isinstance(caller.get(timeout=5), gsplice.TransferStopped)
+    assert (sink.getvalue(), transfer.undelivered) == (b"", b"")
