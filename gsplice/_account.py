@@ -61,6 +61,11 @@ def began(engine: Counted) -> None:
         _totals.running.add(engine)
 
 
+def active() -> int:
+    """Return how many engines are active."""
+    return len(_totals.running)
+
+
 def ended(engine: Counted) -> None:
     """Add what *engine* has moved to the totals; a second call does nothing."""
     with _totals.lock:

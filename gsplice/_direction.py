@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gsplice import _account, _gevent, _hub
+from gsplice import _account, _gevent
 from gsplice._endpoint import Sink
 from gsplice._gevent import GeventSocket
 from gsplice._watchdog import Watchdog
@@ -247,34 +247,3 @@ class WatchingDirection(Direction):
     def _release(self) -> None:
         super()._release()
         self._stop_waiting()
-
-
-class ReadingDirection(WatchingDirection):
-    """A direction that waits for its source beside others, who are ready at the same time."""
-
-    __slots__ = ("_turns",)
-
-    def __init__(self, count: int | None, owner: Owner, source: GeventSocket) -> None:
-        super().__init__(count, owner)
-        self._turns = _hub.resources().turns_on(_gevent.loop_of(source))
-
-    def on_readable(self, events: int = 1) -> None:
-        """The source has bytes, its end, or an error."""
-        turns = self._turns
-        if turns is None or not (turns.waiting or turns.loop.pendingcnt):
-            self._read(events)
-        else:
-            turns.wait(self)
-
-    def read_in_turn(self) -> None:
-        """Read, unless the source is not waited for any more."""
-        if self._waits_for_source():
-            self._read()
-
-    def _waits_for_source(self) -> bool:
-        """Whether the source's bytes are what comes next."""
-        raise NotImplementedError
-
-    def _read(self, events: int = 1) -> None:
-        """Take what the source has."""
-        raise NotImplementedError

@@ -21,8 +21,7 @@ from gsplice._turns import Turns
 
 #: The most that is copied at once.
 SCRATCH_SIZE: Final = 64 * 1024
-#: The most that is copied at once where splicing is the alternative: a read that fills so much is
-#: the sign of a stream, and from there on two system calls that splice cost less than two that
+#: What brings so much is no small read: for it two system calls that splice cost less than two that
 #: copy.
 SMALL_READ: Final = 16 * 1024
 

@@ -85,6 +85,15 @@ _TCP_INFO: Final = 11  # Linux's; the socket module has it nowhere else
 _DATA_SEGMENTS_OUT: Final = struct.Struct("156xI")
 
 
+def first_look(others: int) -> int:
+    """Return after how many reads to look for the first time, beside so many *others*.
+
+    Those that began together, and whose peers take turns, would all look in the same turn of the
+    loop, and who comes last in it would wait for all of them.
+    """
+    return PATIENCE + others % PATIENCE
+
+
 class _Hangup:
     """Tells that no more will come from a socket, and nothing of what has come.
 
@@ -173,6 +182,11 @@ class Moderation:
         """Whether the source is looked at by the timer."""
         return self._timer is not None
 
+    @property
+    def is_polled(self) -> bool:
+        """Whether nobody waits for the source: a stream of small reads."""
+        return self._hangup is not None
+
     def read(self, moved: int, remaining: int | None) -> int:
         """Take note that the source was readable and was read.
 
@@ -216,7 +230,7 @@ class Moderation:
             self._timer.start(self._due)
             if self._hangup is not None:
                 self._hangup.wait(self._due)
-        return self._hangup is not None
+        return self.is_polled
 
     def pause(self) -> None:
         """Do not tick until `wait` is called: what was read waits for the sink."""

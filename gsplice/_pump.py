@@ -10,7 +10,9 @@ held.
 
 Small reads are copied through the hub's scratch buffer: for them two system calls that copy cost
 less than two that splice. A read that fills the buffer is the sign of a stream: then a pipe is
-lent for each round and given back at its end, until rounds bring little again.
+lent for each round and given back at its end, until rounds bring little again. If they do, it may
+have been a large message among small ones. From then on there is more room in the buffer for the
+next one, and reads that do not fill it are the sign of a stream when two in a row are large.
 
 What splice(2) says of an empty socket is not believed: at an urgent mark it answers EAGAIN for
 ever, and 0 once the peer has sent FIN (tcp(7)). Both mean that it is recv(2)'s turn, which passes
@@ -23,11 +25,11 @@ import errno
 from typing import Final, NoReturn
 
 from gsplice import _account, _gevent, _hub, _kernel
-from gsplice._direction import Owner, ReadingDirection
+from gsplice._direction import Owner
 from gsplice._endpoint import FileSink, SocketSink, SocketSource
 from gsplice._gevent import GeventSocket
-from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation
 from gsplice._pipe import Pipe
+from gsplice._reading import ReadingDirection
 
 #: A round that splices less than this would have been cheaper to copy.
 _SHORT: Final = 8 * 1024
@@ -35,10 +37,8 @@ _SHORT: Final = 8 * 1024
 _MUCH: Final = 64 * 1024
 #: So many short rounds in a row, and reads are copied again.
 _SHORT_ROUNDS: Final = 2
-#: So many rounds for one tick, at the most: what is left then is waited for as ever.
-_ROUNDS: Final = 8
-#: A round that brings less has caught up with the sender, who is left alone until the next tick.
-_CAUGHT_UP: Final = 16 * 1024
+#: So many large reads in a row, and rounds are spliced, where one alone was a mistake.
+_LARGE_READS: Final = 2
 #: So many rounds at the end of a relay, at the most, so that a source that goes on is not followed.
 _LAST_ROUNDS: Final = 64
 
@@ -49,17 +49,16 @@ class Pump(ReadingDirection):
     __slots__ = (
         "_always_splice",
         "_buffer",
+        "_large_reads",
+        "_large_reads_to_go",
         "_may_splice",
-        "_moderation",
         "_pending",
         "_pipe",
         "_pipes",
         "_raw_source",
         "_short_rounds",
         "_sink",
-        "_source",
         "_streaming",
-        "_until_look",
     )
 
     _sink: SocketSink | FileSink
@@ -73,8 +72,7 @@ class Pump(ReadingDirection):
         moderation: float,
         owner: Owner,
     ) -> None:
-        super().__init__(count, owner, source.socket)
-        self._source = source
+        super().__init__(source, count, moderation, owner)
         self._raw_source = _gevent.raw_socket(source.socket)
         self._sink = sink
         shared = _hub.resources()
@@ -87,8 +85,7 @@ class Pump(ReadingDirection):
         expected = self._may_splice and count is not None and count >= _MUCH
         self._streaming = self._always_splice or expected
         self._short_rounds = 0
-        self._moderation: Moderation | None = None  # made when there are enough reads to look at
-        self._until_look = PATIENCE if moderation >= PERIOD else NEVER  # so many reads
+        self._large_reads = self._large_reads_to_go = 1  # until it is a stream
 
     def sockets(self) -> list[GeventSocket]:
         """Return the source, and the sink if it is one."""
@@ -113,24 +110,6 @@ class Pump(ReadingDirection):
             self._in_step = False
             if self._end_is_due is not None:
                 self.fail(self._end_is_due)
-        except BaseException as error:
-            self._failed(error)
-
-    def on_due(self) -> None:
-        """A tick: take what is there."""
-        self._in_step = True
-        try:
-            moderation = self._moderation
-            if moderation is None:
-                return
-            if self._holds_bytes():
-                moderation.pause()  # it waits for the sink
-            else:
-                drained = self._drain()
-                if self._owner is not None and not self._holds_bytes():
-                    self._until_look = moderation.found(self.moved, self._remaining)
-                self._go_on(drained)
-            self._step_is_made()
         except BaseException as error:
             self._failed(error)
 
@@ -173,25 +152,6 @@ class Pump(ReadingDirection):
             return False
         return self._splice() if self._streaming else self._copy()
 
-    def _drain(self) -> bool:
-        """Take what is there, but no more than is fair; return whether that was about all."""
-        for _ in range(_ROUNDS):
-            before = self.moved
-            if not self._take() or self.moved - before < _CAUGHT_UP:
-                return True
-        return False
-
-    def _go_on(self, drained: bool) -> None:
-        """Wait for what comes next; a source that was not *drained* is ready at once."""
-        if drained:
-            self._wait()
-        else:
-            if self._moderation is not None and self._moderation.wait():
-                # It is polled. After this read a `_look` drains it again, and once that was all
-                # it is left to the ticks.
-                self._until_look = 1
-            self._wait_for_source()
-
     def _copy(self) -> bool:
         """Receive into the scratch buffer, and send what came.
 
@@ -224,9 +184,13 @@ class Pump(ReadingDirection):
         if sent < count:
             self._pending = bytes(buffer[sent:count])
             return False
-        if count == _hub.SMALL_READ and self._may_splice:
-            self._streaming = True
-            self._short_rounds = 0
+        if count < _hub.SMALL_READ:
+            self._large_reads_to_go = self._large_reads
+        elif self._may_splice:
+            self._large_reads_to_go -= 1
+            if self._large_reads_to_go <= 0 or count == _hub.SCRATCH_SIZE:
+                self._streaming = True
+                self._short_rounds = 0
         return self._remaining != 0
 
     def _splice(self) -> bool:
@@ -246,7 +210,10 @@ class Pump(ReadingDirection):
             self._short_rounds = 0
         elif not self._always_splice:
             self._short_rounds += 1
-            self._streaming = self._short_rounds < _SHORT_ROUNDS
+            if self._short_rounds == _SHORT_ROUNDS:
+                self._streaming = False
+                self._buffer = _hub.resources().scratch
+                self._large_reads = self._large_reads_to_go = _LARGE_READS
         return self._empty() and self._remaining != 0
 
     def _fill(self, pipe: Pipe) -> int:
@@ -305,14 +272,8 @@ class Pump(ReadingDirection):
             self._wait_for_sink()
         elif self._remaining == 0:
             self._finish()
-        elif self._moderation is not None and self._moderation.wait():
-            self._claim(_gevent.read_watcher(self._source.socket), self.on_readable)
         else:
-            self._wait_for_source()
-
-    def _wait_for_source(self) -> None:
-        sock = self._source.socket
-        self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
+            self._wait_for_more()
 
     def _wait_for_sink(self) -> None:
         if isinstance(self._sink, SocketSink):
@@ -324,24 +285,8 @@ class Pump(ReadingDirection):
                 pass
             self._wait()
 
-    def _waits_for_source(self) -> bool:
-        return self._owner is not None and not self._holds_bytes()
-
     def _holds_bytes(self) -> bool:
         return self._pipe is not None or bool(self._pending)
-
-    def _look(self) -> None:
-        if self._owner is None:
-            return
-        moderation = self._moderation
-        if moderation is None:
-            ends = (self._source.socket, self.sends_on())
-            moderation = self._moderation = Moderation(*ends, self.on_due)
-        if moderation.is_stream:
-            self._go_on(drained=self._holds_bytes() or self._drain())
-        else:
-            self._until_look = moderation.read(self.moved, self._remaining)
-            self._wait()
 
     def _give_up_splicing(self, error: OSError) -> None:
         """Copy from now on, where the kernel refuses this pair; no byte is lost by a refusal."""
@@ -357,7 +302,8 @@ class Pump(ReadingDirection):
 
     def throw(self, error: BaseException | type[BaseException]) -> None:
         """End the wait that is under way, for the source or the sink, with *error*."""
-        if self._waits_for_source() and isinstance(error, OSError):
+        waits_for_source = self._owner is not None and not self._holds_bytes()
+        if waits_for_source and isinstance(error, OSError):
             error = self._source.failed(error)
         super().throw(error)
 
@@ -382,8 +328,6 @@ class Pump(ReadingDirection):
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody (in a forked child)."""
         super().abandon()
-        if self._moderation is not None:
-            self._moderation.abandon()
         if self._pipe is not None:
             self._pipes.discard(self._pipe)
             self._pipe = None
@@ -392,9 +336,6 @@ class Pump(ReadingDirection):
 
     def _release(self) -> None:
         super()._release()
-        moderation, self._moderation = self._moderation, None  # it refers to this object
-        if moderation is not None:
-            moderation.close()
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             self._pipes.discard(pipe)

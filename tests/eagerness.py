@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gsplice import _moderation, _pump
+from gsplice import _moderation, _reading
 
 
 def make_eager(
@@ -21,7 +21,6 @@ def make_eager(
         patch.setattr(_moderation, name, float("inf"))
     patch.setattr(_moderation, "_THIN", sys.maxsize)
     if reads is not None:
-        for module in (_moderation, _pump):
-            patch.setattr(module, "PATIENCE", reads)
+        patch.setattr(_moderation, "PATIENCE", reads)
     if rounds is not None:
-        patch.setattr(_pump, "_ROUNDS", rounds)
+        patch.setattr(_reading, "_ROUNDS", rounds)

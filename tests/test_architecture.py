@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_pipe",),
     ("_hub", "_endpoint"),
     ("_body", "_chunked", "_direction", "_moderation"),
-    ("_recognition",),
+    ("_recognition", "_reading"),
     ("_pump", "_sendfile", "_methods", "_task"),
     ("_body_engine",),
     ("transfer",),

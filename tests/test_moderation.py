@@ -95,7 +95,7 @@ def test_the_source_of_larger_writes_has_a_mark_and_all_arrives(
 def test_what_has_piled_up_while_the_loop_was_late_goes_on_in_the_next_turns(
     line: MakeLine, spawn: Spawn, mode: str, any_pace: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsplice._pump._ROUNDS", 2)
+    monkeypatch.setattr("gsplice._reading._ROUNDS", 2)
     one = Stream(line())
     received = spawn(receive, one.line.backend)
     transfer = gsplice.Transfer(one.line.source, one.line.sink, mode=mode).start()
@@ -113,7 +113,7 @@ def test_what_has_piled_up_while_the_loop_was_late_goes_on_in_the_next_turns(
 def test_what_has_piled_up_may_meet_a_full_sink_in_any_turn(
     stream: Stream, spawn: Spawn, mode: str, size: int, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gsplice._pump._ROUNDS", rounds)
+    monkeypatch.setattr("gsplice._reading._ROUNDS", rounds)
     one = stream
     transfer = gsplice.Transfer(one.line.source, one.line.sink, mode=mode).start()
     one.write_until_moderated(transfer, size)

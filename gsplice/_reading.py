@@ -1,0 +1,146 @@
+"""When a source is read: as soon as it can be, in its turn, or at the ticks of moderation.
+
+Invariant: a direction that holds no bytes waits for its source, or for its turn, or for the next
+tick where the source is a stream (`_moderation`). One that holds bytes waits for the sink alone.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gsplice import _account, _gevent, _hub
+from gsplice._direction import Owner, WatchingDirection
+from gsplice._endpoint import SocketSource
+from gsplice._moderation import NEVER, PERIOD, Moderation, first_look
+
+#: So many rounds for a tick, at the most, if it is polled: what is left then is waited for as ever.
+_ROUNDS: Final = 8
+#: A round that brings less has caught up with the sender, who is left alone until the next tick.
+_CAUGHT_UP: Final = 16 * 1024
+
+
+class ReadingDirection(WatchingDirection):
+    """A direction from a real stream socket; how its bytes are moved is its subclass's affair."""
+
+    __slots__ = ("_moderation", "_source", "_turns", "_until_look")
+
+    def __init__(
+        self, source: SocketSource, count: int | None, moderation: float, owner: Owner
+    ) -> None:
+        super().__init__(count, owner)
+        self._source = source
+        self._turns = _hub.resources().turns_on(_gevent.loop_of(source.socket))
+        self._moderation: Moderation | None = None  # made when there are enough reads to look at
+        # So many reads:
+        self._until_look = first_look(_account.active()) if moderation >= PERIOD else NEVER
+
+    # What the hub calls.
+
+    def on_readable(self, events: int = 1) -> None:
+        """The source has bytes, its end, or an error."""
+        turns = self._turns
+        if turns is None or not (turns.waiting or turns.loop.pendingcnt):
+            self._read(events)
+        else:
+            turns.wait(self)
+
+    def read_in_turn(self) -> None:
+        """Read, unless it holds bytes, or has ended, by now."""
+        if not self._holds_bytes():
+            self._read()
+
+    def on_due(self) -> None:
+        """A tick: take what is there."""
+        self._in_step = True
+        try:
+            moderation = self._moderation
+            if moderation is None:
+                return
+            if self._holds_bytes():
+                moderation.pause()  # it waits for the sink
+            else:
+                drained = self._drain()
+                if self._owner is not None and not self._holds_bytes():
+                    self._until_look = moderation.found(self.moved, self._remaining)
+                self._go_on(drained)
+            self._step_is_made()
+        except BaseException as error:
+            self._failed(error)
+
+    def _read(self, events: int = 1) -> None:
+        """Take what the source has, and `_look` when that is due."""
+        raise NotImplementedError
+
+    # The steps.
+
+    def _take(self) -> bool:
+        """Take what one round brings; return whether there may be more at once."""
+        raise NotImplementedError
+
+    def _holds_bytes(self) -> bool:
+        """Whether there are bytes that the sink has not accepted yet."""
+        raise NotImplementedError
+
+    def _wait(self) -> None:
+        """Wait for what has to come next, or end where nothing has to."""
+        raise NotImplementedError
+
+    def _drain(self) -> bool:
+        """Take what is there, but no more than is fair; return whether that was about all.
+
+        Where there is a mark, the kernel says so at once when there is more: one round is enough.
+        """
+        is_polled = self._moderation is not None and self._moderation.is_polled
+        for _ in range(_ROUNDS if is_polled else 1):
+            before = self.moved
+            if not self._take() or self.moved - before < _CAUGHT_UP:
+                return True
+        return False
+
+    def _go_on(self, drained: bool) -> None:
+        """Wait for what comes next; a source that was not *drained* is ready at once."""
+        if drained:
+            self._wait()
+        else:
+            if self._moderation is not None and self._moderation.wait():
+                # It is polled. After this read a `_look` drains it again, and once that was all
+                # it is left to the ticks.
+                self._until_look = 1
+            self._wait_for_source()
+
+    def _wait_for_more(self) -> None:
+        """Wait for the source; or for the next tick, where it is polled."""
+        if self._moderation is not None and self._moderation.wait():
+            self._claim(_gevent.read_watcher(self._source.socket), self.on_readable)
+        else:
+            self._wait_for_source()
+
+    def _wait_for_source(self) -> None:
+        sock = self._source.socket
+        self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
+
+    def _look(self) -> None:
+        """See whether the source is a stream, or has been read by one's own for long enough."""
+        if self._owner is None:
+            return
+        moderation = self._moderation
+        if moderation is None:
+            ends = (self._source.socket, self.sends_on())
+            moderation = self._moderation = Moderation(*ends, self.on_due)
+        if moderation.is_stream:
+            self._go_on(drained=self._holds_bytes() or self._drain())
+        else:
+            self._until_look = moderation.read(self.moved, self._remaining)
+            self._wait()
+
+    def abandon(self) -> None:
+        """Move nothing any more, and tell nobody (in a forked child)."""
+        super().abandon()
+        if self._moderation is not None:
+            self._moderation.abandon()
+
+    def _release(self) -> None:
+        super()._release()
+        moderation, self._moderation = self._moderation, None  # it refers to this object
+        if moderation is not None:
+            moderation.close()
