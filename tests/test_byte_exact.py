@@ -96,6 +96,28 @@ def test_a_stream_turns_to_messages_and_back(line: MakeLine, spawn: Spawn) -> No
     assert 0 < transfer.spliced < transfer.moved, "a stream is spliced, messages are copied"
 
 
+def test_after_a_stream_that_was_none_one_large_message_is_copied_and_two_in_a_row_are_a_stream(
+    line: MakeLine,
+) -> None:
+    client, source, sink, backend = line()
+    transfer = gsplice.Transfer(source, sink).start()
+
+    def spliced(*sizes: int) -> int:
+        """Return how much is spliced of messages that are sent one after the other."""
+        before = transfer.spliced
+        for size in sizes:
+            client.sendall(message := pattern(size, key=size % 251))
+            assert receive(backend, size) == message
+        return transfer.spliced - before
+
+    assert spliced(20_000, 200, 200), "the sign of a stream, at first"
+    assert spliced(200, 40_000, 200, 40_000, 200) == 0
+    assert spliced(40_000, 40_000, 40_000) == 40_000
+    assert spliced(200, 200, 200) == 400
+    assert spliced(200_000) > 100_000, "it fills the buffer"
+    transfer.stop()
+
+
 def test_streams_side_by_side_never_mix(line: MakeLine, spawn: Spawn) -> None:
     results = []
     for key in range(30):

@@ -107,6 +107,36 @@ def test_what_has_piled_up_while_the_loop_was_late_goes_on_in_the_next_turns(
     one.end(transfer, received)
 
 
+@pytest.mark.parametrize(("size", "is_fair"), [(SMALL, False), (LARGE, True)])
+def test_a_tick_makes_one_round_where_there_is_a_mark_and_more_where_nobody_waits(
+    stream: Stream, spawn: Spawn, monkeypatch: pytest.MonkeyPatch, size: int, is_fair: bool
+) -> None:
+    """Several streams with eight rounds for each tick would keep the loop for 30 ms."""
+    rounds: list[int] = []
+    on_due, take = Pump.on_due, Pump._take
+
+    def counted_tick(self: Pump) -> None:
+        rounds.append(0)
+        on_due(self)
+        rounds.append(0)  # what is taken between ticks is not counted
+
+    def counted_take(self: Pump) -> bool:
+        if rounds:
+            rounds[-1] += 1
+        return take(self)
+
+    monkeypatch.setattr(Pump, "on_due", counted_tick)
+    monkeypatch.setattr(Pump, "_take", counted_take)
+    received = spawn(receive, stream.line.backend)
+    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    stream.write_until_moderated(transfer, size)
+    piled_up = pattern(1_000_000)
+    stream.line.client.sendall(piled_up)
+    stream.sent += piled_up
+    stream.end(transfer, received)
+    assert (max(rounds[::2]) == 1) == is_fair
+
+
 @pytest.mark.parametrize("mode", ["auto", "copy", "splice"])
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("rounds", [1, 8])

@@ -11,7 +11,7 @@ from moderated import mark
 from peers import Pairs
 
 from gsplice import _moderation
-from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation
+from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation, first_look
 
 
 class Watched:
@@ -74,6 +74,13 @@ def watch(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
 @pytest.fixture
 def watched(watch: Callable[..., Watched]) -> Watched:
     return watch()
+
+
+def test_those_that_begin_together_look_at_different_times() -> None:
+    """Else who comes last in a turn of the loop waits for the looks of all the others."""
+    looks = [first_look(others) for others in range(2 * PATIENCE)]
+    assert looks[0] == PATIENCE
+    assert sorted(looks) == sorted([*range(PATIENCE, 2 * PATIENCE)] * 2)
 
 
 #: Seconds from one read to the next, and bytes a read.
