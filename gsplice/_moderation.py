@@ -62,7 +62,7 @@ _LARGE: Final = (100 * 1024, 256 * 1024)
 #: mark as well.
 _THIN: Final = 600 * 1024
 #: Bytes that the kernel waits for.
-_MARK: Final = 256 * 1024
+MARK: Final = 256 * 1024
 #: Bytes: a tick that finds less has found a pause.
 _LITTLE: Final = 4 * 1024
 #: After so many ticks it is seen whether they bring less than this part of what came before. What
@@ -275,7 +275,7 @@ class Moderation:
         least, most = _LARGE
         is_large = least <= average < most and pace < _QUICK
         is_thin = flow < _THIN and pace < _SLOW
-        return _MARK if self._may_mark and (is_large or is_thin) else None
+        return MARK if self._may_mark and (is_large or is_thin) else None
 
     def _begin(self, mark: int) -> None:
         """Tick; poll where *mark* is 0, and else set it."""

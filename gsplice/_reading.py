@@ -11,7 +11,7 @@ from typing import Final
 from gsplice import _account, _gevent, _hub
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import SocketSource
-from gsplice._moderation import NEVER, PERIOD, Moderation, first_look
+from gsplice._moderation import MARK, NEVER, PERIOD, Moderation, first_look
 
 #: So many rounds for a tick, at the most, if it is polled: what is left then is waited for as ever.
 _ROUNDS: Final = 8
@@ -29,6 +29,7 @@ class ReadingDirection(WatchingDirection):
     ) -> None:
         super().__init__(count, owner)
         self._source = source
+        # None where the loop keeps the order of the report by itself.
         self._turns = _hub.resources().turns_on(_gevent.loop_of(source.socket))
         self._moderation: Moderation | None = None  # made when there are enough reads to look at
         # So many reads:
@@ -41,8 +42,11 @@ class ReadingDirection(WatchingDirection):
         turns = self._turns
         if turns is None or not (turns.waiting or turns.loop.pendingcnt):
             self._read(events)
-        else:
+            return
+        try:
             turns.wait(self)
+        except BaseException as error:  # a signal's, for which gevent stops this watcher
+            self._failed(error)
 
     def read_in_turn(self) -> None:
         """Read, unless it holds bytes, or has ended, by now."""
@@ -88,13 +92,16 @@ class ReadingDirection(WatchingDirection):
     def _drain(self) -> bool:
         """Take what is there, but no more than is fair; return whether that was about all.
 
-        Where there is a mark, the kernel says so at once when there is more: one round is enough.
+        Where there is a mark, the kernel says so at once when there is more than that.
         """
         is_polled = self._moderation is not None and self._moderation.is_polled
-        for _ in range(_ROUNDS if is_polled else 1):
+        enough = self.moved + MARK
+        for _ in range(_ROUNDS):
             before = self.moved
             if not self._take() or self.moved - before < _CAUGHT_UP:
                 return True
+            if not is_polled and self.moved >= enough:
+                break
         return False
 
     def _go_on(self, drained: bool) -> None:
@@ -120,7 +127,7 @@ class ReadingDirection(WatchingDirection):
         self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
 
     def _look(self) -> None:
-        """See whether the source is a stream, or has been read by one's own for long enough."""
+        """Drain a stream that was polled, or ask `Moderation` whether the source has become one."""
         if self._owner is None:
             return
         moderation = self._moderation

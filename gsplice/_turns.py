@@ -20,30 +20,34 @@ class Reader(Protocol):
     """Who waits for a source."""
 
     def read_in_turn(self) -> None:
-        """Read, unless the source is not waited for any more."""
+        """Read, unless it holds bytes, or has ended, by now."""
 
 
 class Turns:
     """Those that are to read once the loop has called all that were reported with them."""
 
-    __slots__ = ("_call", "loop", "waiting")
+    __slots__ = ("_end_of_report", "loop", "waiting")
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop  # whose `pendingcnt` says how many it has yet to call
         self.waiting: list[Reader] = []  # in the order of the calls, so the last was reported first
-        self._call: Any = None
+        self._end_of_report: Any = None  # a watcher, active while there are any
 
     def wait(self, reader: Reader) -> None:
         """Have *reader* called behind those that were reported before it.
 
         Not by the last of them: gevent stops the watcher whose callback raises, and what a signal
-        raises in one's turn would stop another's.
+        raises in one's turn would stop another's. And not in a callback of the loop's, which would
+        come behind all of those that there are: the loop asks again meanwhile.
         """
         self.waiting.append(reader)
-        if self._call is None or not self._call.pending:
-            self._call = self.loop.run_callback(self._serve)
+        if self._end_of_report is None or not self._end_of_report.active:
+            self._end_of_report = self.loop.prepare()  # called before the loop's callbacks
+            self._end_of_report.start(self._serve)
 
     def _serve(self) -> None:
+        self._end_of_report.stop()
+        self._end_of_report.close()
         waiting, self.waiting = self.waiting, []
         while waiting:
             waiting.pop().read_in_turn()

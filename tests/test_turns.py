@@ -7,6 +7,7 @@ the kernel's report has the order of the writes.
 from __future__ import annotations
 
 import select
+import time
 from typing import Any
 
 import gevent
@@ -16,6 +17,7 @@ from peers import (
     Line,
     MakeLine,
     Spawn,
+    error_of,
     is_readable,
     receive,
     run_alone,
@@ -25,7 +27,9 @@ from peers import (
 from races import before_method
 
 import gsplice
+from gsplice import _gevent
 from gsplice._pump import Pump
+from gsplice._turns import Turns
 
 COUNT = 20
 
@@ -146,27 +150,62 @@ def test_nobody_waits_for_the_loop_to_wake_up_again_where_it_calls_somebody_else
     assert read == [b"plain"]
 
 
-@pytest.mark.parametrize("step", ["_read", "_copy"])
+#: Before what a signal strikes, for the eighth time, and whose turn it is: libev calls backwards.
+STRIKES: list[tuple[type[Any], str, int]] = [(Pump, "_read", 7), (Pump, "_copy", 7)]
+if _gevent.calls_backwards(gevent.get_hub().loop):
+    STRIKES.append((Turns, "wait", COUNT - 8))
+
+
+@pytest.mark.parametrize(("cls", "step", "struck"), STRIKES, ids=[step for _, step, _ in STRIKES])
 def test_what_a_signal_raises_in_ones_turn_stops_nobody_else(
     lines: list[Line],
     running: list[gsplice.Transfer],
     monkeypatch: pytest.MonkeyPatch,
     hub_errors: list[Any],
+    cls: type[Any],
     step: str,
+    struck: int,
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    before_method(monkeypatch, Pump, step, interrupt, number=8)
+    before_method(monkeypatch, cls, step, interrupt, number=8)
     write_to(lines, list(range(COUNT)))
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(5)
     hub_errors.clear()
     for _ in range(2):
         for number, each in enumerate(lines):
-            if number != 7:
+            if number != struck:
                 assert receive(each.backend, len(str(number))) == b"%d" % number
         write_to(lines, list(range(COUNT)))
+    if step != "_read":  # by then its step has begun, or it cannot be called for another
+        assert isinstance(error_of(running[struck].get), gsplice.TransferStopped)
+
+
+def test_turns_come_before_whatever_else_the_loop_has_to_call(
+    lines: list[Line],
+    running: list[gsplice.Transfer],
+    spawn: Spawn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it asks again before they are over, and all that is ready is reported once more."""
+
+    def busy() -> None:
+        for _ in range(5):
+            end = time.monotonic() + 0.000_1
+            while time.monotonic() < end:
+                pass
+            gevent.sleep(0)
+
+    reads = before_method(monkeypatch, Pump, "_read", lambda: None)
+    for _ in range(300):
+        spawn(busy)
+    gevent.sleep(0)
+    write_to(lines, [0, 1, 2, 3])
+    for number in range(4):
+        assert receive(lines[number].backend, 1) == b"%d" % number
+    assert len(reads) == 4
 
 
 def copy_on_one_loop_after_another() -> None:
