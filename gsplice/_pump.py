@@ -4,9 +4,8 @@ It runs in callbacks on the hub, through the sockets' own watchers; no greenlet 
 a message.
 
 Invariant: while bytes are held (`_pending`, or in `_pipe`) it waits for the sink, otherwise for
-the source, or for the next tick where that is a stream (`_moderation`). So nothing is taken from
-the source before the sink has accepted what was taken before, and end of file is met with nothing
-held.
+what is next to read (`_reading`). So nothing is taken from the source before the sink has accepted
+what was taken before, and end of file is met with nothing held.
 
 Small reads are copied through the hub's scratch buffer: for them two system calls that copy cost
 less than two that splice. A read that fills the buffer is the sign of a stream: then a pipe is
