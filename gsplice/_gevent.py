@@ -203,7 +203,7 @@ def start(watcher: Any, callback: Callable[..., None]) -> None:
 
 
 def _start(watcher: Any, callback: Callable[..., None]) -> None:
-    if type(watcher).__module__.startswith("gevent.libuv"):
+    if _is_libuvs(watcher):
         watcher.start(callback, pass_events=True)
     else:
         watcher.start(callback)
@@ -230,7 +230,12 @@ def loop_of(sock: GeventSocket) -> Any:
 
 def calls_backwards(loop: Any) -> bool:
     """Whether *loop* calls what is ready from the last to the first, as libev does."""
-    return not type(loop).__module__.startswith("gevent.libuv")
+    return not _is_libuvs(loop)
+
+
+def _is_libuvs(thing: Any) -> bool:
+    """Whether a watcher, or a loop, is libuv's."""
+    return type(thing).__module__.startswith("gevent.libuv")
 
 
 def when_loop_runs(callback: Callable[[], None]) -> None:

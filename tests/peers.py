@@ -229,6 +229,14 @@ def waits_to_write(sock: socket.socket) -> bool:
     return bool(sock._write_event is not None and sock._write_event.active)
 
 
+def wait_until_it_waits(ends: Line, has_stalled: bool) -> None:
+    """Wait until a transfer waits for the source; for the sink, if it *has_stalled*."""
+    if has_stalled:
+        wait_until(lambda: waits_to_write(ends.sink))
+    else:
+        wait_until(lambda: waits_to_read(ends.source))
+
+
 def poll(sock: socket.socket) -> int:
     """Return the events (``select.POLLIN`` and so on) that *sock* has now; it keeps them all."""
     poller = select.poll()

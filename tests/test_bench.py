@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import BENCH, bench
 from programs import ENVIRONMENT, PATIENCE, REPOSITORY, Program, needs_module, wait_until
 
 needs_module("tabulate")
@@ -28,23 +29,10 @@ from bench.regimes import REGIMES, SCALE, RelayRegime  # noqa: E402
 from bench.rounds import Rounds, turns  # noqa: E402
 from bench.usage import Usage  # noqa: E402
 
-BENCH = (sys.executable, "-m", "bench")
 SHORT = ("--rounds=1", "--seconds=0.1")
 FIGURES = ("rate", "cost", "p50", "p99", "p99.9", "times the rate", "times less cpu", "rounds")
 #: What there is without a relay: the socket that listens.
 LISTENER = 1
-
-
-def bench(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BENCH, *words],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=3 * PATIENCE,
-    )
 
 
 class Run:

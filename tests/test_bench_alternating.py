@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import ENVIRONMENT, PATIENCE, REPOSITORY, installed, needs_module
+from benches import bench
+from programs import PATIENCE, installed, needs_module
 
 import gsplice
 
@@ -31,21 +31,12 @@ from bench.web.files import folder_for  # noqa: E402
 from bench.web.servers import server_named, switched_servers  # noqa: E402
 from bench.web.switched import CONTROL, ORIGINAL, PATCHED, VARIANTS  # noqa: E402
 
-BENCH = (sys.executable, "-m", "bench", "web-alternating")
 SHORT = ("--rounds=1", "--seconds=0.05", "--warmup=0")
 PYWSGI = "pywsgi-switched"
 
 
-def bench(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*BENCH, *words],
-        cwd=REPOSITORY,
-        env=ENVIRONMENT | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=3 * PATIENCE,
-    )
+def alternating_bench(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return bench("web-alternating", *words, **environment)
 
 
 @pytest.fixture
@@ -68,7 +59,7 @@ def test_every_server_answers_both_ways_in_one_process(server: str, tmp_path: Pa
     kinds = ["bytes", "static", *(["proxy"] if program("nginx") else [])]
     cases = [f"--case={kind}-10k" for kind in kinds]
     file = tmp_path / "figures.json"
-    done = bench(*SHORT, *cases, f"--contender={server}", f"--json={file}")
+    done = alternating_bench(*SHORT, *cases, f"--contender={server}", f"--json={file}")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     measured: dict[str, Any] = json.loads(file.read_text())["cases"]
     assert sorted(measured) == sorted(f"{kind}-10k" for kind in kinds)
@@ -144,7 +135,7 @@ def test_what_a_server_differs_from_itself_by_is_noise_and_is_named() -> None:
 
 
 def test_without_a_c_compiler_it_is_one_clear_line() -> None:
-    done = bench(*SHORT, "--case=bytes-1k", GSPLICE_BENCH_CC="")
+    done = alternating_bench(*SHORT, "--case=bytes-1k", GSPLICE_BENCH_CC="")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line]
     assert line.startswith("no C compiler: ")

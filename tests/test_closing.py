@@ -24,6 +24,7 @@ from peers import (
     error_of,
     receive,
     wait_until,
+    wait_until_it_waits,
     waits_to_read,
     waits_to_write,
 )
@@ -39,10 +40,7 @@ def begin(ends: Line, spawn: Spawn, state: str, move: Callable[[], Any]) -> geve
     if state == STALLED:
         spawn(error_of, ends.client.sendall, bytes(MORE_THAN_BUFFERS))
     moving = spawn(error_of, move)
-    if state == STALLED:
-        wait_until(lambda: waits_to_write(ends.sink))
-    else:
-        wait_until(lambda: waits_to_read(ends.source))
+    wait_until_it_waits(ends, has_stalled=state == STALLED)
     return moving
 
 

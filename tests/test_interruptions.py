@@ -22,6 +22,7 @@ from peers import (
     small_buffers,
     stall,
     wait_until,
+    wait_until_it_waits,
     waits_to_read,
     waits_to_write,
 )
@@ -39,10 +40,7 @@ def begin(ends: Line, spawn: Spawn, state: str, move: Callable[[], Any]) -> geve
     if state == STALLED:
         stall(ends, spawn)
     moving = spawn(move)
-    if state == STALLED:
-        wait_until(lambda: waits_to_write(ends.sink))
-    else:
-        wait_until(lambda: waits_to_read(ends.source))
+    wait_until_it_waits(ends, has_stalled=state == STALLED)
     return moving
 
 
