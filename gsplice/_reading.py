@@ -54,19 +54,11 @@ class ReadingDirection(WatchingDirection):
             self._read()
 
     def on_due(self) -> None:
-        """A tick: take what is there."""
+        """A tick: take what is there, unless that is about to happen anyway."""
         self._in_step = True
         try:
-            moderation = self._moderation
-            if moderation is None:
-                return
-            if self._holds_bytes():
-                moderation.pause()  # it waits for the sink
-            else:
-                drained = self._drain()
-                if self._owner is not None and not self._holds_bytes():
-                    self._until_look = moderation.found(self.moved, self._remaining)
-                self._go_on(drained)
+            if self._moderation is not None and not self._is_reported():
+                self._tick(self._moderation)
             self._step_is_made()
         except BaseException as error:
             self._failed(error)
@@ -76,6 +68,15 @@ class ReadingDirection(WatchingDirection):
         raise NotImplementedError
 
     # The steps.
+
+    def _tick(self, moderation: Moderation) -> None:
+        if self._holds_bytes():
+            moderation.pause()  # it waits for the sink
+            return
+        drained = self._drain()
+        if self._owner is not None and not self._holds_bytes():
+            self._until_look = moderation.found(self.moved, self._remaining)
+        self._go_on(drained)
 
     def _take(self) -> bool:
         """Take what one round brings; return whether there may be more at once."""

@@ -36,10 +36,14 @@ class Stream:
 
     def write(self, times: int = 1, size: int = SMALL) -> None:
         for _ in range(times):
-            piece = pattern(size, len(self.sent) % 251)
-            self.line.client.sendall(piece)
-            self.sent += piece
+            self.pile_up(size)
             _gevent.let_loop_pass()
+
+    def pile_up(self, size: int) -> None:
+        """Write so much at once, and leave the hub no more turns than that takes."""
+        piece = pattern(size, len(self.sent) % 251)
+        self.line.client.sendall(piece)
+        self.sent += piece
 
     def write_until_moderated(self, transfer: Any, size: int = SMALL) -> None:
         for _ in range(5000):
