@@ -7,7 +7,7 @@ from typing import Any, Final, TextIO
 
 import gevent
 
-from gsplice import _hub
+from gsplice import _hub, _output
 from gsplice.server import ForwardServer
 
 #: Seconds between two live lines.
@@ -56,8 +56,7 @@ class Meter:
         return f"{connections}, {moved}, {spliced_share()}, {uptime}"
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        _output.say(text, self._stream)
 
 
 def _moved() -> int:

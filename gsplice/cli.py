@@ -14,7 +14,7 @@ from typing import Any, Final
 import gevent
 from gevent import socket
 
-from gsplice import __version__, _addresses, _options, _systemd
+from gsplice import __version__, _addresses, _options, _output, _systemd
 from gsplice._meter import Meter
 from gsplice.server import CONNECT_TIMEOUT, ForwardServer
 
@@ -29,14 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Where nobody reads on (``| head``) it is a quiet end, with the status that a shell gives what
     SIGPIPE has ended. The signal itself would leave what was started behind.
+
+    Invariant: what is taken for an error of the output is one. Only `_output.say` raises an
+    `OutputError`, and an `OSError` of anything else goes on up, a `BrokenPipeError` included.
     """
     try:
-        try:
-            return _run(arguments)
-        finally:
-            print(end="", flush=True)  # here, where it may fail
-    except BrokenPipeError:
-        _forget_output()
+        return _run(arguments)
+    except _output.OutputError as failure:
+        if not isinstance(failure.reason, BrokenPipeError):
+            raise
+        _output.forget()
         return 128 + signal.SIGPIPE
 
 
@@ -51,22 +53,22 @@ def _run(arguments: Sequence[str] | None) -> int:
     return status
 
 
-def _forget_output() -> None:
-    """Have nobody told of what Python could not write, and tries to once more at the end."""
-    with open(os.devnull, "wb") as nowhere:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except BrokenPipeError:
-                os.dup2(nowhere.fileno(), stream.fileno())
-
-
 class _UsageError(Exception):
     """An argument that cannot be followed; the message is for the user."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help and version are output like any other.
+
+    argparse writes them without looking whether that succeeds.
+    """
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        _output.say(message or "", file or sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gsplice", description="Relays for gevent whose bytes stay in the kernel."
     )
     parser.add_argument("--version", action="version", version=f"gsplice {__version__}")
@@ -282,4 +284,4 @@ def _end_on_signals(server: ForwardServer) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"gsplice: {text}", file=sys.stderr, flush=True)
+    _output.say(f"gsplice: {text}\n", sys.stderr)

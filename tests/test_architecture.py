@@ -18,6 +18,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_kernel", "_gevent", "_options", "_own_methods", "_addresses", "_systemd", "_turns"),
+    ("_output",),
     ("_account", "_connecting", "_reader", "_shutdown", "_watchdog"),
     ("_pipe",),
     ("_hub", "_endpoint"),

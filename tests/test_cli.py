@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from forwarder import Forwarder, dial, refuses
 from gevent.server import StreamServer
-from peers import echoed, exchange, is_readable, pattern, receive, send_back, wait_until
+from peers import Pairs, echoed, exchange, is_readable, pattern, receive, send_back, wait_until
 from programs import ENVIRONMENT, LOOPBACK, PATIENCE, free_port, needs_ipv6
 from terminal import Terminal
 
@@ -298,6 +299,34 @@ def test_where_nobody_reads_what_it_says_it_ends_quietly(words: list[str]) -> No
     assert done.returncode == 128 + signal.SIGPIPE
     assert not done.stdout
     assert not done.stderr
+
+
+def test_a_broken_pipe_that_is_a_sockets_is_not_taken_for_the_outputs(
+    monkeypatch: pytest.MonkeyPatch, pairs: Pairs
+) -> None:
+    """Not even where nobody reads the output either."""
+    sock, peer = pairs("unix")
+    peer.close()
+
+    def command(_: argparse.Namespace) -> int:
+        sock.sendall(b"x")
+        return 0
+
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w") as nobody_reads:
+        monkeypatch.setattr(sys, "stdout", nobody_reads)
+        monkeypatch.setattr(cli, "_demo", command)
+        with pytest.raises(BrokenPipeError):
+            cli.main(["demo"])
+
+
+def test_with_no_standard_streams_at_all_it_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
 
 
 def test_forward_does_not_load_the_demo() -> None:

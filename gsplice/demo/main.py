@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import Final
 
+from gsplice import _output
 from gsplice.demo import table
 from gsplice.demo.contest import Contest
 from gsplice.demo.deadline import DemoError
@@ -28,19 +29,19 @@ def run(megabytes: int, rounds: int, seconds: float) -> int:
         with Progress(sys.stderr) as progress:
             _show(megabytes, rounds, seconds, progress)
     except DemoError as error:
-        print(f"gsplice: demo: {error}", file=sys.stderr)
+        _output.say(f"gsplice: demo: {error}\n", sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("gsplice: demo: interrupted", file=sys.stderr)
+        _output.say("gsplice: demo: interrupted\n", sys.stderr)
         return 128 + signal.SIGINT
     return 0
 
 
 def _show(megabytes: int, rounds: int, seconds: float, progress: Progress) -> None:
-    print(table.heading(), flush=True)
+    _output.say(f"{table.heading()}\n", sys.stdout)
     checked = min(megabytes, _VERIFIED) * 10**6
     with running_forwarders() as forwarders:
         contest = Contest(forwarders, rounds, seconds, progress)
         results = contest.run(scenarios(megabytes), checked)
     progress.clear()
-    print(table.results(results, checked), flush=True)
+    _output.say(f"{table.results(results, checked)}\n", sys.stdout)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, TextIO
 
+from gsplice import _output
 from gsplice._meter import REWRITE
 
 #: Characters of the bar: with the longest title, a line has fewer than 80.
@@ -68,5 +69,4 @@ class Progress:
             self._write(f"{REWRITE}[{bar}] {part:4.0%}  {self._title}: {self._name}")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        _output.say(text, self._stream)
