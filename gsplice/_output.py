@@ -36,5 +36,5 @@ def forget() -> None:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except BrokenPipeError:
+            except OSError:
                 os.dup2(nowhere.fileno(), stream.fileno())

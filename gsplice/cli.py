@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that *arguments* (``sys.argv`` if None) name; return the exit status.
 
     Where nobody reads on (``| head``) it is a quiet end, with the status that a shell gives what
-    SIGPIPE has ended. The signal itself would leave what was started behind.
+    SIGPIPE has ended. The signal itself would leave what was started behind. Any other error in
+    writing is one line and status 1.
 
     Invariant: what is taken for an error of the output is one. Only `_output.say` raises an
     `OutputError`, and an `OSError` of anything else goes on up, a `BrokenPipeError` included.
@@ -36,10 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except _output.OutputError as failure:
-        if not isinstance(failure.reason, BrokenPipeError):
-            raise
-        _output.forget()
-        return 128 + signal.SIGPIPE
+        return _cannot_say(failure.reason)
+
+
+def _cannot_say(reason: OSError) -> int:
+    """Say why nothing more can be said, if that is any use; return the exit status."""
+    if isinstance(reason, BrokenPipeError):
+        status = 128 + signal.SIGPIPE
+    else:
+        status = 1
+        with contextlib.suppress(_output.OutputError):
+            _say(f"cannot write output: {reason.strerror or reason}")
+    _output.forget()
+    return status
 
 
 def _run(arguments: Sequence[str] | None) -> int:

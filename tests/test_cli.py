@@ -329,6 +329,28 @@ def test_with_no_standard_streams_at_all_it_says_nothing(monkeypatch: pytest.Mon
     assert ended.value.code == 0
 
 
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", ["--version", "--help", "demo --help", "demo", "forward x y"])
+def test_where_there_is_no_room_for_what_it_says_that_is_one_line(
+    words: str, buffered: str
+) -> None:
+    is_error = words.startswith("forward")  # which says on standard error why it cannot
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gsplice", *words.split()],
+            env=ENVIRONMENT | {"PYTHONUNBUFFERED": buffered},
+            stdout=subprocess.PIPE if is_error else full,
+            stderr=full if is_error else subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+        )
+    assert done.returncode == 1
+    if is_error:
+        assert done.stdout == ""
+    else:
+        assert done.stderr == "gsplice: cannot write output: No space left on device\n"
+
+
 def test_forward_does_not_load_the_demo() -> None:
     program = "import sys, gsplice.cli; sys.exit('gsplice.demo' in sys.modules)"
     command = [sys.executable, "-c", program]
