@@ -196,7 +196,7 @@ class Pump(ReadingDirection):
         """Fill a pipe from the source, and empty it into the sink."""
         pipe = self._pipes.lend()
         if pipe is None:
-            self._streaming = False
+            self._streaming = self._always_splice  # then it is asked for again at the next read
             return self._copy()
         self._pipe = pipe  # so that `_take_back` finds what an exception leaves in it
         pipe.held = self._fill(pipe)

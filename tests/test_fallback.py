@@ -6,6 +6,7 @@ Each refusal of each call, at each time that it is made, is in `test_faults`.
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +66,24 @@ def test_pipes_that_come_back_are_used_again(line: MakeLine, spawn: Spawn) -> No
     before = gsplice.stats()
     copied_whole(line(), spawn)
     assert gsplice.stats().spliced > before.spliced
+
+
+def test_in_splice_mode_small_messages_are_spliced_again_once_there_is_a_pipe(
+    line: MakeLine,
+) -> None:
+    ends = line()
+    with injected(Fault("pipe2", failing(errno.EMFILE))):
+        transfer = gsplice.Transfer(ends.source, ends.sink, mode="splice").start()
+        _hub.resources().pipes._not_before = math.inf  # the pause does not end by itself
+        for message in (b"copied", b"so too"):
+            ends.client.sendall(message)
+            assert receive(ends.backend, 6) == message
+        assert transfer.spliced == 0
+        _hub.resources().pipes._not_before = 0.0  # the pause is over
+        ends.client.sendall(b"spliced")
+        assert receive(ends.backend, 7) == b"spliced"
+    assert (transfer.moved, transfer.spliced) == (19, 7)
+    transfer.stop()
 
 
 def test_really_no_fd_left(line: MakeLine, spawn: Spawn, no_fd_left: Callable[[], None]) -> None:
