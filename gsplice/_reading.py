@@ -39,12 +39,12 @@ class ReadingDirection(WatchingDirection):
 
     def on_readable(self, events: int = 1) -> None:
         """The source has bytes, its end, or an error."""
-        turns = self._turns
-        if turns is None or not (turns.waiting or turns.loop.pendingcnt):
-            self._read(events)
-            return
         try:
-            turns.wait(self)
+            turns = self._turns
+            if turns is None or not (turns.waiting or turns.loop.pendingcnt):
+                self._read(events)
+            else:
+                turns.wait(self)
         except BaseException as error:  # a signal's, for which gevent stops this watcher
             self._failed(error)
 

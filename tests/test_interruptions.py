@@ -114,7 +114,28 @@ def test_pool_holds_nothing_but_empty_pipes(line: MakeLine, spawn: Spawn) -> Non
             os.read(pipe.read_fd, 1)
 
 
-# In the middle of an end.
+# In the middle of a step, and of an end.
+
+
+@pytest.mark.parametrize("step", ["_read", "_copy"])
+def test_what_a_signal_handler_raises_where_a_source_is_to_be_read_ends_the_transfer(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any], step: str
+) -> None:
+    """Else nothing would end it any more: gevent stops the watcher whose callback raises."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    ends = line()
+    transfer = gsplice.Transfer(ends.source, ends.sink).start()
+    before_method(monkeypatch, Pump, step, interrupt)
+    ends.client.sendall(b"hello")
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(5)
+    hub_errors.clear()
+    assert isinstance(error_of(transfer.get, 5), gsplice.TransferStopped)
+    assert receive(ends.source, 5) == b"hello"
+    assert not waits_to_read(ends.source)
 
 
 def test_what_a_signal_handler_raises_right_before_held_bytes_are_taken_back_leaks_no_pipe(
