@@ -76,7 +76,7 @@ def post_worker_init(worker):
     worker.log.info("Booted: %s", worker.pid)
 """
 OWN_HEARTBEAT = gunicorn_module._HEARTBEAT
-SHORT_HEARTBEAT = 0.1
+SHORT_HEARTBEAT = 0.02
 
 
 class Gunicorn(DialledProgram):

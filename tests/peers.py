@@ -20,16 +20,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import gevent
 import gevent.hub
 import pytest
-import trustme
 from gevent import socket, ssl
 
 import gsplice
 from gsplice import _hub
+
+if TYPE_CHECKING:
+    import trustme
 
 KINDS = ("tcp", "tcp6", "unix")
 MODES = ("auto", "splice", "copy")
@@ -373,6 +375,8 @@ def run_alone(function: Callable[[], None], path: Path | None = None, **environm
 
 @functools.lru_cache(maxsize=1)
 def _authority() -> trustme.CA:
+    import trustme  # which takes longer than the rest, and few of the processes under test need it
+
     return trustme.CA()
 
 

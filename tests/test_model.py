@@ -128,7 +128,7 @@ def test_the_model_finds(
     monkeypatch: pytest.MonkeyPatch, fault: tuple[Any, str, Any], hub_errors: list[Any]
 ) -> None:
     monkeypatch.setattr(*fault)
-    monkeypatch.setattr(ways, "PATIENCE", 1.0)
+    monkeypatch.setattr(ways, "PATIENCE", 0.5)
     monkeypatch.setattr(model, "DEADLINE", 20.0)
     with spinning_is_a_hang(20), pytest.raises((AssertionError, Failed, Flaky, Hang)):
         run_state_machine_as_test(Floods, settings=FINDING)

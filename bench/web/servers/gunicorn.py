@@ -31,7 +31,9 @@ def serve_switched(backend_port: int, folder: Path, worker: str) -> None:
 def become_gunicorn(folder: Path, *words: str) -> None:
     listener = listening(("127.0.0.1", 0))
     command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
-    command += ["--workers", "1", "--log-level", "warning", *words]
+    command += ["--workers", "1", "--log-level", "warning"]
+    # When it is told to end nothing is under way. Its worker would look once a second whether it is.
+    command += ["--graceful-timeout", "0", *words]
     os.environ["XDG_RUNTIME_DIR"] = str(folder)  # for its control socket, else in the user's home
     announce(listener.getsockname())
     os.execv(sys.executable, command)
