@@ -24,6 +24,13 @@ from gsplice._addresses import bound
 from gsplice.takeover import unpatch_all
 
 
+def without_delay(no_delay: int = 1) -> socket.socket:
+    """Listen for connections on which a server's small writes wait for no acknowledgement."""
+    listener = bound(socket.AF_INET, ("127.0.0.1", 0), 5)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, no_delay)
+    return listener
+
+
 @pytest.mark.parametrize("size", [0, 1, 8192, 8193, 16_384, 16_385, 131_072, SIZE])
 @pytest.mark.parametrize("length", ["with-length", "chunked"])
 @pytest.mark.parametrize("kind", ["file", "response", "object"])
@@ -42,7 +49,7 @@ def test_a_wrapper_sends_what_a_plain_iterable_does(
         start_response("200 OK", headers)
         return environ["wsgi.file_wrapper"](wrapped(kind, tmp_path, spawn, BODY[:size]))
 
-    with serving(plain) as (port, log), client_of(port) as client:
+    with serving(plain, without_delay()) as (port, log), client_of(port) as client:
         before = [fetch(client), fetch(client)]
         wait_until(lambda: len(log) == 2)
     gsplice.patch_pywsgi()
@@ -129,8 +136,7 @@ def test_a_small_file_comes_in_one_segment_with_its_head(
         start_response("200 OK", [("Content-Length", str(size))])
         return environ["wsgi.file_wrapper"](file_at(tmp_path, BODY[:size]))
 
-    listener = bound(socket.AF_INET, ("127.0.0.1", 0), 5)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, no_delay)
+    listener = without_delay(no_delay)
     with serving(application, listener, **with_wrapper) as (port, _), client_of(port) as client:
         for answers in (1, 2, 3):
             assert fetch(client)[2] == BODY[:size]
