@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 import pytest
 from paths import SINKS, SOURCES, FileSinkEnd, Path, SinkEnd, SourceEnd
 from peers import (
-    MORE_THAN_BUFFERS,
     Line,
     Pairs,
     Spawn,
     pattern,
     poll,
+    set_buffers,
     wait_until,
     waits_to_read,
     waits_to_write,
@@ -25,8 +25,10 @@ from peers import (
 import gsplice
 
 STREAM = pattern(600_011, 6)
-#: More than all buffers on the way and a pipe hold: whoever sends it to nobody who reads stalls.
-FLOOD = pattern(MORE_THAN_BUFFERS, 7)
+#: What each end of a connection may keep in each direction in a flood; the kernel doubles it.
+BUFFER = 1 << 17
+#: More than four such ends and a pipe hold: whoever sends it to nobody who reads stalls.
+FLOOD = pattern(3 << 20, 7)
 
 
 def on(paths: list[Path]) -> Any:
@@ -53,9 +55,17 @@ class Ends:
             self.source.thing, self.sink.thing, count, mode=self._mode, **options
         )
 
+    def flood(self, spawn: Spawn) -> None:
+        """Have more come than all on the way to a sink that nobody drains may keep."""
+        socks = (getattr(end, "socket", None) for end in (self.source, self.sink))
+        peers = (getattr(end, "peer", None) for end in (self.source, self.sink))
+        for sock in filter(None, (*socks, *peers)):
+            set_buffers(sock, BUFFER)
+        self.source.feed(spawn, FLOOD)
+
     def stalled(self, spawn: Spawn, **options: Any) -> gsplice.Transfer:
         """Return a transfer that is under way, and waits for a sink that nobody drains."""
-        self.source.feed(spawn, FLOOD)
+        self.flood(spawn)
         transfer = self.transfer(**options).start()
         wait_until(lambda: self._is_full() or transfer.ready())
         return transfer

@@ -67,13 +67,13 @@ def connected(kind: str = "tcp", buffers: int | None = None) -> Pair:
     if kind == "unix":
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for sock in pair:
-            _set_buffers(sock, buffers)
+            set_buffers(sock, buffers)
         return pair
     host, family = ("::1", socket.AF_INET6) if kind == "tcp6" else ("127.0.0.1", socket.AF_INET)
     near = socket.socket(family)
     with listening(host, family) as listener:
         for sock in (near, listener):  # which gives its own to what it accepts
-            _set_buffers(sock, buffers)
+            set_buffers(sock, buffers)
         near.connect(listener.getsockname()[:2])
         far, _ = listener.accept()
     for sock in (near, far):
@@ -81,7 +81,8 @@ def connected(kind: str = "tcp", buffers: int | None = None) -> Pair:
     return near, far
 
 
-def _set_buffers(sock: socket.socket, size: int | None) -> None:
+def set_buffers(sock: socket.socket, size: int | None) -> None:
+    """Have the kernel keep *size* bytes for *sock* in each direction, or as many as it likes."""
     if size is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
@@ -192,8 +193,7 @@ def reset(sock: socket.socket) -> None:
 
 def small_buffers(sock: socket.socket) -> None:
     """Have the kernel keep as little as it can for *sock*, in each direction."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    set_buffers(sock, 4096)
 
 
 def is_stream(transfer: Any) -> bool:
@@ -375,7 +375,7 @@ def run_alone(function: Callable[[], None], path: Path | None = None, **environm
 
 @functools.lru_cache(maxsize=1)
 def _authority() -> trustme.CA:
-    import trustme  # which takes longer than the rest, and few of the processes under test need it
+    import trustme  # late, as it takes long, and most of the processes that tests start do without
 
     return trustme.CA()
 

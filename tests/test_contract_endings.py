@@ -62,7 +62,7 @@ def test_stop_before_the_start_takes_nothing(ends: Ends, spawn: Spawn) -> None:
 def test_an_exception_thrown_at_a_caller_whose_sink_is_stalled_loses_nothing(
     ends: Ends, spawn: Spawn, how: str
 ) -> None:
-    ends.source.feed(spawn, FLOOD)
+    ends.flood(spawn)
     transfer = ends.transfer()
     errors = {"kill": gevent.GreenletExit, "gevent.Timeout": gevent.Timeout}
     error = errors.get(how, Interruption)()
@@ -138,7 +138,7 @@ def test_a_source_that_is_silent_for_its_own_timeout(ends: Ends) -> None:
 @on(LIVE_SINKS)
 def test_a_sink_that_is_stalled_for_its_own_timeout_loses_nothing(ends: Ends, spawn: Spawn) -> None:
     ends.sink.socket.settimeout(SHORT)
-    ends.source.feed(spawn, FLOOD)
+    ends.flood(spawn)
     transfer = ends.transfer()
     with pytest.raises(socket.timeout, match="timed out"):
         transfer.run()
@@ -161,7 +161,7 @@ def test_an_idle_transfer_ends_by_its_idle_timeout(ends: Ends, spawn: Spawn) -> 
 def test_a_stalled_transfer_ends_by_its_idle_timeout_and_loses_nothing(
     ends: Ends, spawn: Spawn
 ) -> None:
-    ends.source.feed(spawn, FLOOD)
+    ends.flood(spawn)
     transfer = ends.transfer(idle_timeout=2 * SHORT).start()
     with pytest.raises(socket.timeout, match="timed out"):
         transfer.get(timeout=5)
