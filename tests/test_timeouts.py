@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
@@ -32,6 +35,7 @@ SHORT = 0.05
 #: In one a busy machine may take longer over nothing than a limit allows.
 ATTEMPTS = 5
 KINDS = ("tcp", "unix", "tls")
+MAKERS = (gsplice.Transfer, gsplice.Relay)
 
 
 class Elapsed:
@@ -43,6 +47,14 @@ class Elapsed:
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self._began
+
+
+def side_by_side(
+    spawn: Spawn, check: Callable[..., None], cases: Iterable[tuple[Any, ...]]
+) -> None:
+    """Check all *cases* at the same time, as each of them waits more than it works."""
+    checks = {case: spawn(error_of, check, *case) for case in cases}
+    assert {case: check.get() for case, check in checks.items()} == dict.fromkeys(checks)
 
 
 # The sockets' own time-outs, in copy.
@@ -74,16 +86,13 @@ def test_timeout_of_the_sink_does_not_bound_a_wait_for_the_source(
     assert copying.get() == 5
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_timeout_is_for_each_wait_not_for_all_of_them(
-    line: MakeLine, spawn: Spawn, mode: str
-) -> None:
+def test_timeout_is_for_each_wait_not_for_all_of_them(line: MakeLine, spawn: Spawn) -> None:
     def drip(client: socket.socket) -> None:
         for _ in range(10):
             gevent.sleep(SHORT)
             client.sendall(b"x")
 
-    def ends_in_time() -> bool:
+    def ends_in_time(mode: str) -> bool:
         ends = line()
         ends.source.settimeout(4 * SHORT)
         spawn(drip, ends.client)
@@ -95,7 +104,10 @@ def test_timeout_is_for_each_wait_not_for_all_of_them(
         assert elapsed.seconds > 2 * 4 * SHORT
         return True
 
-    assert any(ends_in_time() for _ in range(ATTEMPTS))
+    def check(mode: str) -> None:
+        assert any(ends_in_time(mode) for _ in range(ATTEMPTS))
+
+    side_by_side(spawn, check, [(mode,) for mode in MODES])
 
 
 def test_timeout_that_is_set_while_it_runs_counts_from_the_next_wait(
@@ -141,12 +153,8 @@ def test_idle_relay(line: MakeLine, kind: str, mode: str) -> None:
     assert b.fileno() >= 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("talker", ["client", "backend"])
-def test_a_byte_in_either_direction_keeps_a_relay_alive(
-    line: MakeLine, kind: str, talker: str
-) -> None:
-    def stays_alive() -> bool:
+def test_a_byte_in_either_direction_keeps_a_relay_alive(line: MakeLine, spawn: Spawn) -> None:
+    def stays_alive(kind: str, talker: str) -> bool:
         client, a, b, backend = line(kind)
         relay = gsplice.Relay(a, b, idle_timeout=4 * SHORT).start()
         here, there = (client, backend) if talker == "client" else (backend, client)
@@ -159,7 +167,11 @@ def test_a_byte_in_either_direction_keeps_a_relay_alive(
             relay.get(timeout=5)
         return stayed
 
-    assert any(stays_alive() for _ in range(ATTEMPTS)), "six bytes, each well within the limit"
+    def check(kind: str, talker: str) -> None:
+        stayed = any(stays_alive(kind, talker) for _ in range(ATTEMPTS))
+        assert stayed, "six bytes, each well within the limit"
+
+    side_by_side(spawn, check, itertools.product(KINDS, ("client", "backend")))
 
 
 # A slow peer: bytes reach it, and the sink becomes writable much later than that.
@@ -202,9 +214,7 @@ def test_a_peer_that_takes_its_bytes_slowly_is_not_idle_and_one_that_takes_none_
             transfer.get(timeout=10)
         assert elapsed.seconds > SLOW_LIMIT / 2
 
-    cases = [(kind, make) for kind in KINDS for make in (gsplice.Transfer, gsplice.Relay)]
-    checks = {case: spawn(error_of, check, *case) for case in cases}
-    assert {case: check.get() for case, check in checks.items()} == dict.fromkeys(cases)
+    side_by_side(spawn, check, itertools.product(KINDS, MAKERS))
 
 
 def longest_silence(transfer: Any, seconds: float = 1.5 * SLOW_LIMIT) -> float:
@@ -218,23 +228,26 @@ def longest_silence(transfer: Any, seconds: float = 1.5 * SLOW_LIMIT) -> float:
     return longest
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-@pytest.mark.parametrize("both_ways", [False, True], ids=["transfer", "relay"])
 def test_a_peer_that_takes_nothing_is_idle_for_a_quarter_longer_at_the_most(
-    line: MakeLine, spawn: Spawn, kind: str, both_ways: bool, monkeypatch: pytest.MonkeyPatch
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = line(kind)
-    stall(ends, spawn)
-    looks: list[float] = []
+    looks: Counter[_watchdog.Watchdog] = Counter()
     look = _watchdog.Watchdog._look
     monkeypatch.setattr(
-        _watchdog.Watchdog, "_look", lambda self: (looks.append(time.monotonic()), look(self))
+        _watchdog.Watchdog, "_look", lambda self: (looks.update([self]), look(self))
     )
-    make = gsplice.Relay if both_ways else gsplice.Transfer
-    transfer = make(ends.source, ends.sink, idle_timeout=0.4).start()
-    with pytest.raises(socket.timeout):
-        transfer.get(timeout=10)
-    assert len(looks) <= 1 + 2 * _watchdog._LOOKS  # the rest is how long a busy machine takes
+
+    def check(kind: str, make: type[gsplice.Transfer | gsplice.Relay]) -> None:
+        ends = line(kind)
+        stall(ends, spawn)
+        transfer = make(ends.source, ends.sink, idle_timeout=0.4).start()
+        with pytest.raises(socket.timeout):
+            transfer.get(timeout=10)
+
+    side_by_side(spawn, check, itertools.product(("tcp", "unix"), MAKERS))
+    assert len(looks) == 4, "a watchdog each"
+    # The rest is how long a busy machine takes.
+    assert max(looks.values()) <= 1 + 2 * _watchdog._LOOKS
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
