@@ -167,7 +167,7 @@ def test_a_step_in_which_nothing_happens_is_ended() -> None:
 
 
 def test_a_step_in_which_something_happens_may_take_its_time() -> None:
-    end = time.monotonic() + 1.2
-    with alive("working", 1.0) as happened:
+    end = time.monotonic() + 0.6
+    with alive("working", 0.5) as happened:
         while time.monotonic() < end:
             happened()

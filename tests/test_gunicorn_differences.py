@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import re
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +84,9 @@ def _logged(output: str) -> list[str]:
 
 def run(kind: str, directory: Path, authority: trustme.CA | None, **environment: str) -> Told:
     """Run gunicorn, and be its client."""
+    directory.mkdir()
+    (directory / "application.py").write_text(APPLICATION)
+    (directory / "body").write_bytes(BODY)
     port, options = free_port(), ["--access-logfile", "-", "--access-logformat", LOG]
     client = http.client.HTTPConnection("127.0.0.1", port)
     if authority is not None:
@@ -116,11 +120,13 @@ def _answers(client: http.client.HTTPConnection) -> bool:
 def test_a_worker_answers_and_logs_as_before_and_splices_unless_over_tls(
     kind: str, over: str, backend: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "application.py").write_text(APPLICATION)
-    (tmp_path / "body").write_bytes(BODY)
     authority = trustme.CA() if over == "tls" else None
-    before = run(kind, tmp_path, authority, BACKEND=backend)
-    after = run(kind, tmp_path, authority, BACKEND=backend, TAKEN_OVER="1")
+    with ThreadPoolExecutor() as side_by_side:
+        as_before = side_by_side.submit(run, kind, tmp_path / "before", authority, BACKEND=backend)
+        taken_over = side_by_side.submit(
+            run, kind, tmp_path / "after", authority, BACKEND=backend, TAKEN_OVER="1"
+        )
+        before, after = as_before.result(), taken_over.result()
     assert after[:2] == before[:2]
     kept, *answers = after.answers
     assert kept

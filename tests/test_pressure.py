@@ -100,7 +100,7 @@ def unprivileged() -> int | None:
     return 60_000 + os.getpid() % 5_000 if os.geteuid() == 0 else None
 
 
-def cpu_share(forwarder: Role, seconds: float = 0.4) -> float:
+def cpu_share(forwarder: Role, seconds: float = 0.2) -> float:
     """Return how much of a CPU the forwarder uses."""
     before, begun = forwarder.ask("figures")["cpu"], time.monotonic()
     gevent.sleep(seconds)

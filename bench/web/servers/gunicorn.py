@@ -32,7 +32,7 @@ def become_gunicorn(folder: Path, *words: str) -> None:
     listener = listening(("127.0.0.1", 0))
     command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
     command += ["--workers", "1", "--log-level", "warning"]
-    # When it is told to end nothing is under way. Its worker would look once a second whether it is.
+    # When it is told to end nothing is under way, and its worker would notice within a second.
     command += ["--graceful-timeout", "0", *words]
     os.environ["XDG_RUNTIME_DIR"] = str(folder)  # for its control socket, else in the user's home
     announce(listener.getsockname())
