@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 from across import across, net
-from contract import ends
+from contract import ends, files
 from example_programs import beside
 from forwarded import forwarded
 from gevent import socket
@@ -45,6 +45,7 @@ __all__ = [
     "dial",
     "echo",
     "ends",
+    "files",
     "forward",
     "forwarded",
     "keep",

@@ -102,12 +102,18 @@ class Ends:
         assert self.sink.drain(transfer.moved) + transfer.undelivered + rest == data
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Directory:
+    """Make a directory for the files of all scenarios, each of which writes its own anew."""
+    return tmp_path_factory.mktemp("files")
+
+
 @pytest.fixture
-def ends(path: Path, pairs: Pairs, tmp_path: Directory) -> Iterator[Ends]:
+def ends(path: Path, pairs: Pairs, files: Directory) -> Iterator[Ends]:
     """Make both ends of the path; every byte that goes through them has to be in the figures."""
     make_source = contextlib.contextmanager(SOURCES[path.source].make)
     make_sink = contextlib.contextmanager(SINKS[path.sink].make)
-    with make_sink(pairs, tmp_path) as sink, make_source(pairs, tmp_path) as source:
+    with make_sink(pairs, files) as sink, make_source(pairs, files) as source:
         yield Ends(path, source, sink)
 
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -127,12 +128,13 @@ def write_random_file(path: Path, size: int) -> str:
     """
     noise = random.Random(size).randbytes(MIB)
     checksum = hashlib.sha256()
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
         for start in range(0, size, MIB):
             turn = start // MIB * 997 % MIB
             block = (noise[turn:] + noise[:turn])[: size - start]
-            checksum.update(block)
+            hashed = hashing.submit(checksum.update, block)
             file.write(block)
+            hashed.result()
     return checksum.hexdigest()
 
 
