@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
@@ -35,7 +32,6 @@ SHORT = 0.05
 #: In one a busy machine may take longer over nothing than a limit allows.
 ATTEMPTS = 5
 KINDS = ("tcp", "unix", "tls")
-MAKERS = (gsplice.Transfer, gsplice.Relay)
 
 
 class Elapsed:
@@ -47,14 +43,6 @@ class Elapsed:
 
     def __exit__(self, *_: object) -> None:
         self.seconds = time.monotonic() - self._began
-
-
-def side_by_side(
-    spawn: Spawn, check: Callable[..., None], cases: Iterable[tuple[Any, ...]]
-) -> None:
-    """Check all *cases* at the same time, as each of them waits more than it works."""
-    checks = {case: spawn(error_of, check, *case) for case in cases}
-    assert {case: check.get() for case, check in checks.items()} == dict.fromkeys(checks)
 
 
 # The sockets' own time-outs, in copy.
@@ -86,13 +74,16 @@ def test_timeout_of_the_sink_does_not_bound_a_wait_for_the_source(
     assert copying.get() == 5
 
 
-def test_timeout_is_for_each_wait_not_for_all_of_them(line: MakeLine, spawn: Spawn) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_timeout_is_for_each_wait_not_for_all_of_them(
+    line: MakeLine, spawn: Spawn, mode: str
+) -> None:
     def drip(client: socket.socket) -> None:
         for _ in range(10):
             gevent.sleep(SHORT)
             client.sendall(b"x")
 
-    def ends_in_time(mode: str) -> bool:
+    def ends_in_time() -> bool:
         ends = line()
         ends.source.settimeout(4 * SHORT)
         spawn(drip, ends.client)
@@ -104,10 +95,7 @@ def test_timeout_is_for_each_wait_not_for_all_of_them(line: MakeLine, spawn: Spa
         assert elapsed.seconds > 2 * 4 * SHORT
         return True
 
-    def check(mode: str) -> None:
-        assert any(ends_in_time(mode) for _ in range(ATTEMPTS))
-
-    side_by_side(spawn, check, [(mode,) for mode in MODES])
+    assert any(ends_in_time() for _ in range(ATTEMPTS))
 
 
 def test_timeout_that_is_set_while_it_runs_counts_from_the_next_wait(
@@ -153,8 +141,12 @@ def test_idle_relay(line: MakeLine, kind: str, mode: str) -> None:
     assert b.fileno() >= 0
 
 
-def test_a_byte_in_either_direction_keeps_a_relay_alive(line: MakeLine, spawn: Spawn) -> None:
-    def stays_alive(kind: str, talker: str) -> bool:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("talker", ["client", "backend"])
+def test_a_byte_in_either_direction_keeps_a_relay_alive(
+    line: MakeLine, kind: str, talker: str
+) -> None:
+    def stays_alive() -> bool:
         client, a, b, backend = line(kind)
         relay = gsplice.Relay(a, b, idle_timeout=4 * SHORT).start()
         here, there = (client, backend) if talker == "client" else (backend, client)
@@ -167,11 +159,7 @@ def test_a_byte_in_either_direction_keeps_a_relay_alive(line: MakeLine, spawn: S
             relay.get(timeout=5)
         return stayed
 
-    def check(kind: str, talker: str) -> None:
-        stayed = any(stays_alive(kind, talker) for _ in range(ATTEMPTS))
-        assert stayed, "six bytes, each well within the limit"
-
-    side_by_side(spawn, check, itertools.product(KINDS, ("client", "backend")))
+    assert any(stays_alive() for _ in range(ATTEMPTS)), "six bytes, each well within the limit"
 
 
 # A slow peer: bytes reach it, and the sink becomes writable much later than that.
@@ -214,7 +202,9 @@ def test_a_peer_that_takes_its_bytes_slowly_is_not_idle_and_one_that_takes_none_
             transfer.get(timeout=10)
         assert elapsed.seconds > SLOW_LIMIT / 2
 
-    side_by_side(spawn, check, itertools.product(KINDS, MAKERS))
+    cases = [(kind, make) for kind in KINDS for make in (gsplice.Transfer, gsplice.Relay)]
+    checks = {case: spawn(error_of, check, *case) for case in cases}
+    assert {case: check.get() for case, check in checks.items()} == dict.fromkeys(cases)
 
 
 def longest_silence(transfer: Any, seconds: float = 1.5 * SLOW_LIMIT) -> float:
@@ -228,26 +218,23 @@ def longest_silence(transfer: Any, seconds: float = 1.5 * SLOW_LIMIT) -> float:
     return longest
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("both_ways", [False, True], ids=["transfer", "relay"])
 def test_a_peer_that_takes_nothing_is_idle_for_a_quarter_longer_at_the_most(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+    line: MakeLine, spawn: Spawn, kind: str, both_ways: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks: Counter[_watchdog.Watchdog] = Counter()
+    ends = line(kind)
+    stall(ends, spawn)
+    looks: list[float] = []
     look = _watchdog.Watchdog._look
     monkeypatch.setattr(
-        _watchdog.Watchdog, "_look", lambda self: (looks.update([self]), look(self))
+        _watchdog.Watchdog, "_look", lambda self: (looks.append(time.monotonic()), look(self))
     )
-
-    def check(kind: str, make: type[gsplice.Transfer | gsplice.Relay]) -> None:
-        ends = line(kind)
-        stall(ends, spawn)
-        transfer = make(ends.source, ends.sink, idle_timeout=0.4).start()
-        with pytest.raises(socket.timeout):
-            transfer.get(timeout=10)
-
-    side_by_side(spawn, check, itertools.product(("tcp", "unix"), MAKERS))
-    assert len(looks) == 4, "a watchdog each"
-    # The rest is how long a busy machine takes.
-    assert max(looks.values()) <= 1 + 2 * _watchdog._LOOKS
+    make = gsplice.Relay if both_ways else gsplice.Transfer
+    transfer = make(ends.source, ends.sink, idle_timeout=0.4).start()
+    with pytest.raises(socket.timeout):
+        transfer.get(timeout=10)
+    assert len(looks) <= 1 + 2 * _watchdog._LOOKS  # the rest is how long a busy machine takes
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
