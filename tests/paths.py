@@ -122,6 +122,11 @@ class SinkEnd:
         """Return what arrives up to the end of file."""
         return receive(self.peer)[len(self.before) :]
 
+    def cut_and_drain(self) -> bytes:
+        """Return all that arrives of what has been sent; of TLS, nothing that is half a record."""
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)
+        return self.drain_all()
+
     def close(self) -> None:
         """Close what the transfer was given."""
         self.thing.close()
@@ -160,6 +165,10 @@ class FileSinkEnd(SinkEnd):
         content = self._content()
         assert content.startswith(self.before)
         return content[len(self.before) :]
+
+    def cut_and_drain(self) -> bytes:
+        """Return what has come."""
+        return self.drain_all()
 
     def close(self) -> None:
         """Close it."""
