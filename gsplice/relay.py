@@ -32,7 +32,7 @@ class Relay(Task):
     then the other one is stopped, and each has what it could not deliver.
     """
 
-    __slots__ = ("_ends", "_idle_timeout", "_over", "_silenced", "down", "up")
+    __slots__ = ("_down_goes_first", "_ends", "_idle_timeout", "_over", "_silenced", "down", "up")
 
     #: Whether the end of the direction that ends last is passed on as well.
     _passes_on_last_end = True
@@ -58,6 +58,9 @@ class Relay(Task):
         self._ends: tuple[Any, ...] = (_recognition.socket_of_end(a), _recognition.socket_of_end(b))
         self._over = False
         self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
+        # What an exchange has received is nowhere else (`_forwarding`). It is taken first: a
+        # direction that never begins, since the other one fails at once, hands nothing back.
+        self._down_goes_first = getattr(from_b, "ahead", None) is not None
         self.up: _Leg = _Leg(self, from_a, to_b, mode, bound)
         self.down: _Leg = _Leg(self, from_b, to_a, mode, bound)
 
@@ -99,7 +102,8 @@ class Relay(Task):
         if self._idle_timeout is not None:
             self._watchdog = Watchdog(self._idle_timeout, self._timed_out, sinks)
             self._watchdog.start()
-        for leg in (self.up, self.down):
+        legs = (self.down, self.up) if self._down_goes_first else (self.up, self.down)
+        for leg in legs:
             if not self._over:
                 leg.start()
 
