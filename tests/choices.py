@@ -25,6 +25,9 @@ KINDS = st.one_of(
 #: Of the ends of a connection, each has one.
 NUMBERS = st.integers(0, 2)
 MOMENTS = st.sampled_from([0.001, 0.003, 0.01])
+#: Of these none comes before its story is over: whatever is left of one, its timer say, is seen.
+_LONG = 600.0
+_TIMEOUTS = st.one_of(st.none(), st.none(), MOMENTS, st.just(_LONG))
 #: What a connection begins with: so many transfers, or a relay.
 BEGINNINGS = st.sampled_from(["relay", "relay", "0", "1", "2"])
 #: Passes of the event loop behind a step.
@@ -39,8 +42,8 @@ OPTIONS = st.builds(
     Options,
     mode=MODES,
     count=st.one_of(st.none(), SIZES),
-    idle_timeout=st.one_of(st.none(), st.none(), MOMENTS),
-    own_timeout=st.one_of(st.none(), st.none(), MOMENTS),
+    idle_timeout=_TIMEOUTS,
+    own_timeout=_TIMEOUTS,
     moderation=MODERATIONS,
     by_caller=st.booleans(),
     caller_timeout=st.one_of(st.none(), st.none(), MOMENTS),

@@ -73,6 +73,7 @@ class Transfers(RuleBasedStateMachine):
         _hub.resources().pipes.close()
         self._fds = open_fds()
         self._stats = gsplice.stats()
+        self._watchers = get_hub().loop.activecnt  # 0 on libuv, which does not count them
         self._all: list[Connection] = []
         self._hub_errors = errors_of_hub()
         self._errors = self._hub_errors.__enter__()
@@ -346,11 +347,14 @@ class Transfers(RuleBasedStateMachine):
 
     @invariant()
     def every_byte_is_the_right_one(self) -> None:
-        """Nobody has received anything but what comes next in its stream."""
+        """Nobody has received anything but what comes next in its stream; the figures add up."""
         for connection in self._all:
             if not connection.is_settled:
                 connection.check()
         assert not self._errors, f"errors that nobody saw: {self._errors}"
+        now, before = gsplice.stats(), self._stats
+        moved = sum(way.moved for connection in self._all for way in connection.ways)
+        assert now.spliced + now.copied - before.spliced - before.copied == moved
 
     def teardown(self) -> None:
         """Settle everything, and look for what is left."""
@@ -364,6 +368,9 @@ class Transfers(RuleBasedStateMachine):
             for connection in self._all:
                 connection.close_all()
             self._hub_errors.__exit__(None, None, None)
+        _gevent.let_loop_pass()  # greenlets that were killed have gone
+        watchers = get_hub().loop.activecnt - self._watchers
+        assert watchers <= 0, f"{watchers} watchers are left"
         leaked = leaked_fds(self._fds)
         assert not leaked, f"left open: {leaked}"
         assert not self._errors, f"errors that nobody saw: {self._errors}"
