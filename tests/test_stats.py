@@ -89,6 +89,25 @@ def test_stop_from_the_hub_counts_what_was_under_way(line: MakeLine, spawn: Spaw
     assert sum(moved_since(before)) == transfer.moved
 
 
+class StoppingSink:
+    """Takes all that it is given, and stops the transfer meanwhile."""
+
+    transfer: gsplice.Transfer
+
+    def write(self, data: bytes) -> int:
+        self.transfer.stop()
+        return len(data)
+
+
+def test_what_a_method_takes_after_the_end_is_counted_once() -> None:
+    sink = StoppingSink()
+    sink.transfer = gsplice.Transfer(io.BytesIO(DATA[:5000]), sink)
+    before = gsplice.stats()
+    assert isinstance(error_of(sink.transfer.run), gsplice.TransferStopped)
+    assert sink.transfer.moved == 5000
+    assert moved_since(before) == (0, 5000)
+
+
 def test_methods_copy(line: MakeLine) -> None:
     _, _, sink, backend = line()
     before = gsplice.stats()
