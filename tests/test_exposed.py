@@ -144,6 +144,21 @@ def test_thousands_of_clients_that_send_a_byte_now_and_then(start: Start) -> Non
     exchange(served)
 
 
+def test_thousands_of_clients_that_never_say_a_word(start: Start) -> None:
+    forwarder = start(send_back, "--idle-timeout", "60")
+    served = forwarder.dial()
+    exchange(served)
+    fds, size, count = forwarder.open_files(), memory(forwarder), crowd(CROWD)
+    silent = [forwarder.dial() for _ in range(count)]
+    wait_until(lambda: forwarder.open_files() - fds >= 2 * count - RESERVED)
+    exchange(served)
+    assert (memory(forwarder) - size) / count < SLOW_COSTS
+    for client in silent:
+        client.close()
+    wait_until(lambda: fds - RESERVED <= forwarder.open_files() <= fds)
+    exchange(served)
+
+
 @pytest.mark.parametrize("mode", ["auto", "copy"])
 def test_clients_that_never_read_the_answer(start: Start, mode: str) -> None:
     pour = Pour()

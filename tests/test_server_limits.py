@@ -41,6 +41,16 @@ def test_an_idle_connection_is_ended_after_the_time_out(
     assert server.connections == 0
 
 
+def test_a_client_that_never_says_a_word_is_ended_after_the_time_out(
+    forward: Any, echo: StreamServer, dial: Any
+) -> None:
+    server = forward(echo.address, max_connections=1, idle_timeout=0.3)
+    silent, waiting = dial(server), dial(server)
+    waiting.sendall(b"let me in")
+    assert receive(silent) == b""
+    assert receive(waiting, 9) == b"let me in"
+
+
 def test_one_more_than_max_connections_waits_until_another_leaves(
     forward: Any, echo: StreamServer, dial: Any
 ) -> None:
