@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
 from pathlib import Path as Directory
 from typing import Any, NamedTuple
 
@@ -73,6 +74,14 @@ class AheadReaderEnd(ReaderEnd):
         if data:
             self.ahead = len(self.thing.peek(1))
         super().feed(spawn, data[2000:], ends)
+
+
+class ResponseEnd(ReaderEnd):
+    """A response of ``http.client`` that ends with its connection."""
+
+    def close(self) -> None:
+        """Close what its bytes come from: a response that was closed is one at its end."""
+        self.socket._real_close()
 
 
 class FileSourceEnd(SourceEnd):
@@ -217,6 +226,14 @@ def _reader(kind: str, make_end: type[ReaderEnd] = ReaderEnd) -> MakeEnd:
     return make
 
 
+def _response(pairs: Pairs, directory: Directory) -> Iterator[ResponseEnd]:
+    peer, sock = pairs("tcp")
+    peer.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+    with HTTPResponse(sock) as response:
+        response.begin()
+        yield ResponseEnd(response, sock, peer)
+
+
 def _file_source(pairs: Pairs, directory: Directory) -> Iterator[SourceEnd]:
     path = directory / "source"
     path.write_bytes(BEFORE)
@@ -289,9 +306,11 @@ SOURCES: dict[str, Kind] = {
     "unix": Kind(_socket_source("unix"), is_socket=True),
     "TLS": Kind(_socket_source("tls"), is_socket=True, is_fd=False),
     "own recv": Kind(_socket_source("tcp", own=True), is_socket=True, is_fd=False),
+    "TCP6, own recv": Kind(_socket_source("tcp6", own=True), is_socket=True, is_fd=False),
     "reader": Kind(_reader("tcp")),
     "reader with bytes": Kind(_reader("tcp", AheadReaderEnd)),
     "TLS reader": Kind(_reader("tls"), is_fd=False),
+    "response": Kind(_response),
     "file": Kind(_file_source, is_live=False, is_file=True),
     "object": Kind(_object_source, is_live=False, is_fd=False),
 }
@@ -315,6 +334,8 @@ PAIRS = (
     *(("TLS", "TLS"), ("TLS", "TCP"), ("TCP", "TLS"), ("TLS", "file"), ("file", "TLS")),
     *(("TLS reader", "TCP"), ("own recv", "TCP"), ("unix", "own send"), ("TCP", "object")),
     *(("object", "TCP"), ("object", "TLS"), ("file", "file")),
+    *(("TCP6", "file"), ("TCP6", "own send"), ("TCP6, own recv", "TCP6"), ("reader", "file")),
+    *(("unix", "TLS"), ("response", "TCP"), ("response", "file")),
 )
 
 
