@@ -51,6 +51,9 @@ class Giving:
             _gevent.let_loop_pass()
         self.client.shutdown(socket.SHUT_WR)
 
+    def check_end(self) -> None:
+        """Check that the source itself knows that all has been taken: a socket need not."""
+
     def close(self) -> None:
         """Close everything."""
         self.client.close()
@@ -82,6 +85,10 @@ class GivingResponse(Giving):
         self.thing = HTTPResponse(self.source)
         self.thing.begin()
 
+    def check_end(self) -> None:
+        """Check that the response knows how much of it has been taken."""
+        assert self.thing.length == 0
+
     def close(self) -> None:
         """Close everything."""
         self.thing.close()
@@ -109,6 +116,10 @@ class GivingFile:
 
     def feed(self) -> None:
         """All is there."""
+
+    def check_end(self) -> None:
+        """Check that its position is behind the last byte."""
+        assert self.thing.tell() == len(b"before ") + len(self.data)
 
     def close(self) -> None:
         """Close it."""

@@ -136,6 +136,7 @@ def run(route: Route, *faults: Fault) -> Outcome:
         send_the_rest(transfer, giving, taking)
         feeding.get(timeout=PATIENCE)
         assert taking.end() == route.data
+        giving.check_end()
         return outcome
     finally:
         feeding.kill()
