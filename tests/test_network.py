@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import network as network_module
 import pytest
 from across import EACH_MODE, Across, allowed, line_across, tries_in_vain
 from gevent import socket
@@ -119,6 +120,20 @@ def test_what_is_lost_doubled_or_overtaken_on_the_way_arrives_once_and_in_order(
 
 
 # The hosts themselves.
+
+
+@pytest.mark.parametrize("ci", ["true", None], ids=["in CI", "elsewhere"])
+def test_where_there_can_be_no_network_tests_are_skipped_and_in_ci_they_fail(
+    monkeypatch: pytest.MonkeyPatch, ci: str | None
+) -> None:
+    monkeypatch.setattr(network_module, "PROGRAMS", ("no-such-program",))
+    if ci is None:
+        monkeypatch.delenv("CI", raising=False)
+    else:
+        monkeypatch.setenv("CI", ci)
+    outcome = pytest.skip.Exception if ci is None else pytest.fail.Exception
+    with pytest.raises(outcome, match="no-such-program is not installed"):
+        allowed()
 
 
 def test_of_a_process_that_is_killed_no_host_and_no_cable_is_left(net: Network) -> None:
