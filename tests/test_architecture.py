@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import gsplice
 
 PACKAGE = Path(gsplice.__file__).parent
+TESTS = Path(__file__).parent
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
@@ -236,3 +238,21 @@ def test_to_import_any_module_does_nothing_else(capfd: pytest.CaptureFixture[str
     for path in MODULES:
         importlib.import_module(f"gsplice.{name_of(path)}")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_page_on_reliability_names_tests_that_exist() -> None:
+    names = set(re.findall(r"``(?:tests/)?(test_[a-z0-9_*]+)(?:\.py)?``", _text("RELIABILITY.rst")))
+    assert len(names) > 20
+    missing = [name for name in names if not list(TESTS.glob(f"{name}.py"))]
+    assert not missing
+
+
+def test_every_environment_of_tox_that_a_page_names_is_there() -> None:
+    there = set(re.findall(r"^\[testenv:(\w+)\]", _text("setup.cfg"), re.MULTILINE))
+    for page in ("RELIABILITY.rst", "README.rst"):
+        named = set(re.findall(r"tox -e (\w+)", _text(page)))
+        assert named <= there | {"py310", "py311", "py312", "py313"}
+
+
+def _text(name: str) -> str:
+    return (TESTS.parent / name).read_text(encoding="utf-8")
