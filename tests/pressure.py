@@ -31,6 +31,7 @@ import resource  # noqa: E402
 import gsplice  # noqa: E402
 from bench.processes import LineProcess, ProcessFailed  # noqa: E402
 from bench.usage import Usage  # noqa: E402
+from gsplice._pipe import _IDLE_PIPES  # noqa: E402
 
 #: Seconds in which a process has to answer a question that costs it nothing, on a busy machine.
 PATIENCE = 60.0
@@ -43,6 +44,9 @@ SPARE_FDS = 200
 BLOCKS_KEPT = 0.5
 BYTES_KEPT = 512
 RSS_KEPT = 2048
+#: The socket to the target, which a server has before there is a client for it. It has none before
+#: the first one, nor where it has accepted as many at once as it does, and nobody else was left.
+RESERVED = 1
 #: Of the relays at once, so many of a hundred end in an object in the forwarder's process, and
 #: have one fd; the others are between two sockets.
 OBJECTS_PERCENT = 2
@@ -236,6 +240,16 @@ class Run:
             and now.rss - before.rss < self.count * RSS_KEPT
         )
 
+    def leftovers(self) -> list[str]:
+        """Return what was held at rest that was not before, the pool's pipes aside."""
+        return [
+            f"left over: {rest}, and before it was {self.before}"
+            for rest in self.after
+            if not 0 <= rest.fds - self.before.fds - 2 * rest.pipes <= RESERVED
+            or rest.watchers != self.before.watchers
+            or rest.pipes > _IDLE_PIPES
+        ]
+
     def seconds(self) -> float:
         return self.after[-1].seconds
 
@@ -322,7 +336,7 @@ def report(run: Run) -> str:
             values = [getattr(sample, name) for sample in run.samples]
             lines.append(f"  {name}: {min(values)} to {max(values)}")
         lines.append(f"  memory grows by {run.rss_per_connection():.1f} bytes a connection")
-    lines += [f"  wrong: {complaint}" for complaint in run.complaints]
+    lines += [f"  wrong: {complaint}" for complaint in run.complaints + run.leftovers()]
     return "\n".join(lines)
 
 
@@ -377,7 +391,7 @@ def main() -> int:
     if chosen.pictures:
         for run in runs:
             draw(run, chosen.pictures / f"pressure-{run.name.replace(' ', '-')}.svg")
-    return 1 if any(run.complaints for run in runs) else 0
+    return 1 if any(run.complaints or run.leftovers() for run in runs) else 0
 
 
 if __name__ == "__main__":

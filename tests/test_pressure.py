@@ -27,7 +27,7 @@ from peers import (
     send_back,
     wait_until,
 )
-from pressure import Role, Run, Site, at_once, in_turn, relays_that_fit, report
+from pressure import RESERVED, Role, Run, Site, at_once, in_turn, relays_that_fit, report
 
 from gsplice import _pipe
 
@@ -37,9 +37,6 @@ pytestmark = pytest.mark.timeout(180)
 WAVES = 5
 #: Of the forwarder's CPU time, what is far less than a loop that never waits would use.
 IDLE_SHARE = 0.5
-#: The socket to the target, which a server has before there is a client for it. It has none before
-#: the first one, nor where it has accepted as many at once as it does, and nobody else was left.
-RESERVED = 1
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +62,8 @@ def test_a_thousand_relays_at_once_leave_nothing_behind() -> None:
         assert half.fds <= run.before.fds + 2 * run.count + 2 * half.pipes + RESERVED + polled
         assert half.watchers <= run.before.watchers + 2 * run.count
         assert half.pipes <= stalled + _pipe._IDLE_PIPES
+    assert not run.leftovers()
     for rest in run.after:
-        assert 0 <= rest.fds - run.before.fds - 2 * rest.pipes <= RESERVED
-        assert rest.watchers == run.before.watchers
-        assert rest.pipes <= _pipe._IDLE_PIPES
         assert rest.blocks < run.before.blocks + 5 * run.count
     assert run.is_flat(), f"each thousand costs more: {report(run)}"
     assert run.stats["active"] == 0
@@ -84,9 +79,8 @@ def test_thousands_of_connections_in_turn_leave_nothing_behind() -> None:
         assert sample.connections <= 4 * together
         assert sample.fds <= run.before.fds + 8 * together + 2 * sample.pipes + 2
         assert sample.pipes <= _pipe._IDLE_PIPES
+    assert not run.leftovers()
     for rest in run.after:
-        assert 0 <= rest.fds - run.before.fds - 2 * rest.pipes <= RESERVED
-        assert rest.watchers == run.before.watchers
         assert rest.blocks < run.before.blocks + 2 * run.count
     assert run.is_flat(), f"each thousand costs more: {report(run)}"
     assert run.stats["active"] == 0
