@@ -172,3 +172,13 @@ def test_a_source_that_another_greenlet_reads(ends: Ends, spawn: Spawn) -> None:
         ends.transfer().run()
     ends.source.feed(spawn, b"hello")
     assert reading.get() == b"hello"
+
+
+@on([path for path in BETWEEN_SOCKETS if SOURCES[path.source].is_fd and SINKS[path.sink].is_fd])
+def test_bytes_that_have_come_for_another_greenlet_are_left_to_it(ends: Ends, spawn: Spawn) -> None:
+    reading = spawn(receive, ends.source.socket, 5)
+    wait_until(lambda: waits_to_read(ends.source.socket))
+    ends.source.peer.sendall(b"hello")  # and it has not been woken yet
+    with pytest.raises(ConcurrentObjectUseError):
+        ends.transfer().run()
+    assert reading.get() == b"hello"
