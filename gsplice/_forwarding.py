@@ -297,7 +297,7 @@ class _Way:
             sent = 0  # the relay meets it again
         self.moved += sent
         self._left -= 1
-        if sent < count or count == _hub.SMALL_READ or not self._left:
+        if sent < count or count == _hub.LARGE_READ or not self._left:
             forwarding.last(self, bytes(data[sent:]))
         else:
             forwarding.moved()

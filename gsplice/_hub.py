@@ -19,23 +19,27 @@ from gsplice import _account, _gevent
 from gsplice._pipe import PipePool
 from gsplice._turns import Turns
 
-#: The most that is copied at once.
-SCRATCH_SIZE: Final = 64 * 1024
-#: What brings so much is no small read: for it two system calls that splice cost less than two that
-#: copy.
-SMALL_READ: Final = 16 * 1024
+#: Bytes: the most that is copied at once. A stream that may not be spliced is copied at up to twice
+#: the rate that it would have with a tenth of it (``bench/NOTES.rst``).
+SCRATCH_SIZE: Final = 512 * 1024
+#: Bytes: what brings so much is a large read. For it two system calls that splice cost less than
+#: two that copy.
+LARGE_READ: Final = 16 * 1024
+#: Bytes: room for a large message among small ones, which is better copied whole.
+LARGE_MESSAGE: Final = 64 * 1024
 
 
 class HubResources:
     """The scratch buffer, the pipes and the turns of one hub."""
 
-    __slots__ = ("__weakref__", "_turns", "pipes", "scratch", "small_scratch")
+    __slots__ = ("__weakref__", "_turns", "message_scratch", "pipes", "scratch", "small_scratch")
 
     def __init__(self) -> None:
         self._turns: Turns | None = None
         self.pipes = PipePool()
         self.scratch = memoryview(bytearray(SCRATCH_SIZE))
-        self.small_scratch = self.scratch[:SMALL_READ]
+        self.small_scratch = self.scratch[:LARGE_READ]
+        self.message_scratch = self.scratch[:LARGE_MESSAGE]
         weakref.finalize(self, self.pipes.close)
 
     def turns_on(self, loop: Any) -> Turns | None:

@@ -183,11 +183,11 @@ class Pump(ReadingDirection):
         if sent < count:
             self._pending = bytes(buffer[sent:count])
             return False
-        if count < _hub.SMALL_READ:
+        if count < _hub.LARGE_READ:
             self._large_reads_to_go = self._large_reads
         elif self._may_splice:
             self._large_reads_to_go -= 1
-            if self._large_reads_to_go <= 0 or count == _hub.SCRATCH_SIZE:
+            if self._large_reads_to_go <= 0 or count == len(self._buffer):
                 self._streaming = True
                 self._short_rounds = 0
         return self._remaining != 0
@@ -211,7 +211,7 @@ class Pump(ReadingDirection):
             self._short_rounds += 1
             if self._short_rounds == _SHORT_ROUNDS:
                 self._streaming = False
-                self._buffer = _hub.resources().scratch
+                self._buffer = _hub.resources().message_scratch
                 self._large_reads = self._large_reads_to_go = _LARGE_READS
         return self._empty() and self._remaining != 0
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from gsplice import _account, _gevent, _hub, _kernel, _options
+from gsplice import _account, _gevent, _kernel, _options
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import FileSource, SocketSink
 from gsplice._gevent import GeventSocket
 
 #: The most that one callback sends, so that other transfers and timers have their turn.
 _ROUND: Final = 512 * 1024
+#: The most that is read at once where it is copied.
+_BLOCK: Final = 64 * 1024
 
 
 def send_at_once(source: FileSource, offset: int, sock: GeventSocket, count: int) -> int:
@@ -93,7 +95,7 @@ class FileSender(WatchingDirection):
             if self._remaining is not None:
                 length = min(length, self._remaining)
             if self._copies:
-                length = min(length, _hub.SCRATCH_SIZE)
+                length = min(length, _BLOCK)
             try:
                 count = self._send(length)
             except BlockingIOError:
@@ -133,7 +135,7 @@ class FileSender(WatchingDirection):
                     raise
                 self._copies = True
                 _account.fell_back(errno.errorcode[error.errno])
-        data = _kernel.pread(file, min(length, _hub.SCRATCH_SIZE), self._offset)
+        data = _kernel.pread(file, min(length, _BLOCK), self._offset)
         return self._sink.send(data) if data else 0
 
     def _wait(self) -> None:

@@ -15,16 +15,17 @@ from paths import LIVE, LIVE_SINKS, PATHS, SINKS, SOURCES, Path
 from peers import Line, Pairs, Spawn, pattern, plain_loop, poll, receive, send_script, wait_until
 
 import gsplice
-from gsplice._hub import SCRATCH_SIZE, SMALL_READ
+from gsplice._hub import LARGE_MESSAGE, LARGE_READ, SCRATCH_SIZE
 from gsplice._pipe import PIPE_CAPACITY
 
 #: Each a border of something: nothing, a byte, a small read, the scratch buffer, many pipes.
 SIZES = (
-    *(0, 1, SMALL_READ - 1, SMALL_READ, SMALL_READ + 1),
+    *(0, 1, LARGE_READ - 1, LARGE_READ, LARGE_READ + 1),
+    LARGE_MESSAGE,
     *(SCRATCH_SIZE - 1, SCRATCH_SIZE, SCRATCH_SIZE + 1),
     *(PIPE_CAPACITY - 1, PIPE_CAPACITY, PIPE_CAPACITY + 1, 3_000_017),
 )
-COUNTS = (1, 5, SMALL_READ, 100_000, 600_010, 600_011, 600_012)
+COUNTS = (1, 5, LARGE_READ, 100_000, 600_010, 600_011, 600_012)
 
 
 # Every byte, once, in order.

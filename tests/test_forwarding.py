@@ -99,7 +99,7 @@ def test_after_a_few_messages_it_is_a_relay(forwarded: Any) -> None:
     assert gsplice.stats().active == 2
 
 
-@pytest.mark.parametrize("size", [_hub.SMALL_READ - 1, _hub.SMALL_READ, 1_000_000])
+@pytest.mark.parametrize("size", [_hub.LARGE_READ - 1, _hub.LARGE_READ, 1_000_000])
 def test_what_fills_the_buffer_comes_whole(size: int, any_kind: str, forwarded: Any) -> None:
     one = forwarded(any_kind)
     data = pattern(size)
@@ -107,7 +107,7 @@ def test_what_fills_the_buffer_comes_whole(size: int, any_kind: str, forwarded: 
         sending = gevent.spawn(near.sendall, data)
         assert receive(far, size) == data
         sending.get()
-    assert one.is_exchange == (size < _hub.SMALL_READ)
+    assert one.is_exchange == (size < _hub.LARGE_READ)
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
@@ -123,7 +123,7 @@ def test_what_a_sink_does_not_take_is_the_first_that_the_relay_sends(
     small_buffers(sink)
     small_buffers(far)
     there = fill(sink)
-    message = pattern(_hub.SMALL_READ - 1)
+    message = pattern(_hub.LARGE_READ - 1)
     near.sendall(message)
     wait_until(lambda: not one.is_exchange)
     near.shutdown(socket.SHUT_WR)

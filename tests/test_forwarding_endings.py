@@ -175,7 +175,7 @@ def test_stop_by_a_signal_handler_within_a_step_loses_nothing(
 ) -> None:
     one = forwarded()
     way = one.forwarding._up
-    message = pattern(_hub.SMALL_READ if what == "maybe a stream" else 5)
+    message = pattern(_hub.LARGE_READ if what == "maybe a stream" else 5)
     is_full = what == "what the sink does not take"
     if is_full:
         fill(one.line.sink)
