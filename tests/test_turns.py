@@ -18,7 +18,9 @@ from peers import (
     MakeLine,
     Spawn,
     error_of,
+    fill,
     is_readable,
+    peeked,
     receive,
     run_alone,
     wait_until,
@@ -132,6 +134,23 @@ def test_who_is_stopped_before_its_turn_has_taken_nothing(
     assert receive(lines[0].backend, 1) == b"0"
     assert [transfer.moved for transfer in running[:3]] == [1, 0, 1]
     assert receive(lines[1].source, 1) == b"1"
+
+
+def test_who_holds_bytes_when_its_turn_comes_takes_no_more(
+    lines: list[Line], running: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[int] = []
+
+    def read_before_its_turn() -> None:
+        filled.append(fill(lines[1].sink))
+        running[1]._engine._read()
+        lines[1].client.sendall(b"one more")
+
+    before_method(monkeypatch, Pump, "_read", read_before_its_turn)
+    write_to(lines, [0, 1, 2])
+    assert receive(lines[2].backend, 1) == b"2"
+    assert peeked(lines[1].source) == b"one more"
+    assert receive(lines[1].backend, filled[0] + 9)[filled[0] :] == b"1one more"
 
 
 def test_nobody_waits_for_the_loop_to_wake_up_again_where_it_calls_somebody_else_last(
