@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Final, TextIO
 
@@ -19,11 +20,11 @@ REWRITE: Final = "\r\x1b[K"
 class Meter:
     """Shows a live line on *stream* if that is a terminal, and a summary at the end."""
 
-    def __init__(self, server: ForwardServer, stream: TextIO) -> None:
+    def __init__(self, server: ForwardServer, stream: TextIO | None) -> None:
         self._server = server
         self._stream = stream
         #: What anything else that is written on *stream* has to begin with.
-        self.line_start = REWRITE if stream.isatty() else ""
+        self.line_start = REWRITE if _output.is_terminal(stream) else ""
         self._began = time.monotonic()
         self._ticker: gevent.Greenlet[..., None] | None = None
 
@@ -39,6 +40,12 @@ class Meter:
         self._write(f"gsplice: {self._summary()}\n")
 
     def _tick(self) -> None:
+        # A terminal that has gone costs the line. Left to the hub, the error would be printed on
+        # that same terminal: what comes of this goes up in the hub, into whatever it calls next.
+        with contextlib.suppress(_output.OutputError):
+            self._show()
+
+    def _show(self) -> None:
         then, moved = time.monotonic(), 0
         while True:
             gevent.sleep(_PERIOD)

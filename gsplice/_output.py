@@ -30,6 +30,11 @@ def say(text: str, stream: Any) -> None:
         raise OutputError(error) from error
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether *stream* is there, and a terminal."""
+    return stream is not None and stream.isatty()
+
+
 def forget() -> None:
     """Have nobody told of what Python could not write, and tries to once more at the end."""
     with open(os.devnull, "wb") as nowhere:

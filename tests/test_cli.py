@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import re
 import signal
@@ -15,12 +17,23 @@ from typing import Any
 import pytest
 from forwarder import Forwarder, dial, refuses
 from gevent.server import StreamServer
-from peers import Pairs, echoed, exchange, is_readable, pattern, receive, send_back, wait_until
+from peers import (
+    Pairs,
+    echoed,
+    errors_of_hub,
+    exchange,
+    is_readable,
+    pattern,
+    receive,
+    send_back,
+    wait_until,
+)
 from programs import ENVIRONMENT, LOOPBACK, PATIENCE, free_port, needs_ipv6
 from terminal import Terminal
 
 import gsplice
-from gsplice import cli
+from gsplice import _meter, _output, cli
+from gsplice.server import ForwardServer
 
 
 @pytest.fixture
@@ -261,6 +274,44 @@ def test_a_log_line_replaces_the_live_line_on_a_terminal() -> None:
         with dial(address) as client:
             assert receive(client) == b""
         terminal.expect(r"\r\x1b\[Kgsplice: client \S+: cannot connect to the target: .*\r\n")
+
+
+class _GoneTerminal(io.StringIO):
+    """What nobody looks at any more: the window was closed, and SIGHUP ignored."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_terminal_that_has_gone_costs_the_live_line_and_nothing_else(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub would print the error on that terminal, and a relay could lose bytes by it."""
+    monkeypatch.setattr(_meter, "_PERIOD", 0.001)
+    meter = _meter.Meter(ForwardServer(("127.0.0.1", 0), backend), _GoneTerminal())
+    with errors_of_hub() as errors, pytest.raises(_output.OutputError), meter:
+        wait_until(lambda: meter._ticker is not None and meter._ticker.ready())
+    assert not errors
+
+
+def test_with_stats_and_no_standard_error_it_forwards_all_the_same(
+    backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "front"
+    words = ("-m", "gsplice", "forward", f"unix:{path}", backend, "--stats")
+    closing = ("sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, *words)
+    with subprocess.Popen(closing, env=ENVIRONMENT) as process:
+        try:
+            wait_until(lambda: path.is_socket() or process.poll() is not None)
+            with dial(f"unix:{path}") as client:
+                exchange(client)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
 
 
 # What else it says.

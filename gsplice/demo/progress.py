@@ -19,10 +19,10 @@ _PERIOD: Final = 0.1
 class Progress:
     """How far a number of *steps* has come, shown on *stream*."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self.steps = 1
         self._stream = stream
-        self._live = stream.isatty()
+        self._live = _output.is_terminal(stream)
         self._title = self._name = ""
         self._done = 0
         self._step_size = 1.0
