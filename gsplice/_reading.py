@@ -46,6 +46,8 @@ class ReadingDirection(WatchingDirection):
             else:
                 turns.wait(self)
         except BaseException as error:  # a signal's, for which gevent stops this watcher
+            if self._owner is None:
+                raise  # it has ended, with what it met in `_read`; this came on top, for the hub
             self._failed(error)
 
     def read_in_turn(self) -> None:

@@ -19,6 +19,7 @@ from peers import (
     Spawn,
     error_of,
     receive,
+    reset,
     small_buffers,
     stall,
     wait_until,
@@ -188,3 +189,18 @@ def test_a_copy_by_methods_that_has_come_out_by_itself_is_not_interrupted_any_mo
     transfer.stop()
     assert isinstance(caller.get(timeout=5), gsplice.TransferStopped)
     assert (sink.getvalue(), transfer.undelivered) == (b"", b"")
+
+
+def test_an_error_on_top_of_the_one_that_ended_a_transfer_is_told_to_the_hub(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any]
+) -> None:
+    def fail_as_well(_: Pump) -> bytes:
+        raise RuntimeError("on top")
+
+    ends = line()
+    transfer = gsplice.Transfer(ends.source, ends.sink).start()
+    monkeypatch.setattr(Pump, "_take_back", fail_as_well)
+    reset(ends.client)
+    assert isinstance(error_of(transfer.get, timeout=5), ConnectionResetError)
+    assert [str(error) for _, error in hub_errors] == ["on top"]
+    hub_errors.clear()
