@@ -36,8 +36,9 @@ class Meter:
     def __exit__(self, *_: Any) -> None:
         if self._ticker is not None:
             self._ticker.kill(block=False)
-            self._write(REWRITE)
-        self._write(f"gsplice: {self._summary()}\n")
+        # Who has watched has gone, then; that is no failure of what was watched, and hides none.
+        with contextlib.suppress(_output.OutputError):
+            self._write(f"{self.line_start}gsplice: {self._summary()}\n")
 
     def _tick(self) -> None:
         # A terminal that has gone costs the line. Left to the hub, the error would be printed on

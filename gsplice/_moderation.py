@@ -13,8 +13,9 @@ kernel wake us when a *mark* of bytes is there (socket(7), tcp(7)). For small re
 means: below its mark the kernel acknowledges every second segment at once, at the sender's cost.
 
 Invariant: on a stream a timer ticks every `PERIOD`, and no bound is shorter. Each tick takes what
-is there. So no byte waits longer than the bound, and what the loop is late. The end of file waits
-for no tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
+is there, unless the mark is reached and the source is read in the same turn of the loop anyway.
+So no byte waits longer than the bound, and what the loop is late. The end of file waits for no
+tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
 
 Invariant: a stream is a source that has been read `patience` times in a row without a pause, while
 nothing at all was sent to its peer: whoever waits for an answer gets one, so an exchange of
@@ -134,7 +135,7 @@ class Moderation:
 
     :param source: a socket.
     :param sink: where its bytes go, if that is a socket.
-    :param due: called in the hub at each tick; it takes what is there and calls `found`.
+    :param due: called in the hub at each tick; where it takes what is there it calls `found`.
     """
 
     __slots__ = (

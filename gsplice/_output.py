@@ -1,7 +1,8 @@
 """What the command line says, on standard output and standard error.
 
-Invariant: all of it goes through `say`, and an `OutputError` comes from nowhere else. So an end of
-the output is never mistaken for one of a connection, whose errors are of the same classes.
+Invariant: all of it but the log goes through `say`, and an `OutputError` comes from nowhere else.
+So an end of the output is never mistaken for one of a connection, whose errors are of the same
+classes.
 """
 
 from __future__ import annotations

@@ -58,8 +58,9 @@ class Relay(Task):
         self._ends: tuple[Any, ...] = (_recognition.socket_of_end(a), _recognition.socket_of_end(b))
         self._over = False
         self._silenced: tuple[tuple[GeventSocket, float], ...] = ()
-        # What an exchange has received is nowhere else (`_forwarding`). It is taken first: a
-        # direction that never begins, since the other one fails at once, hands nothing back.
+        # What was read ahead from *b*, in an exchange say (`_forwarding`), may be nowhere else. It
+        # is taken first: a direction that never begins, since the other one fails at once, hands
+        # nothing back.
         self._down_goes_first = getattr(from_b, "ahead", None) is not None
         self.up: _Leg = _Leg(self, from_a, to_b, mode, bound)
         self.down: _Leg = _Leg(self, from_b, to_a, mode, bound)

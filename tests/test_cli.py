@@ -292,7 +292,7 @@ def test_a_terminal_that_has_gone_costs_the_live_line_and_nothing_else(
     """The hub would print the error on that terminal, and a relay could lose bytes by it."""
     monkeypatch.setattr(_meter, "_PERIOD", 0.001)
     meter = _meter.Meter(ForwardServer(("127.0.0.1", 0), backend), _GoneTerminal())
-    with errors_of_hub() as errors, pytest.raises(_output.OutputError), meter:
+    with errors_of_hub() as errors, meter:
         wait_until(lambda: meter._ticker is not None and meter._ticker.ready())
     assert not errors
 
