@@ -203,16 +203,19 @@ def made(*names: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("route", "call"), made())
-def test_each_call_fails_in_each_way_at_each_time(route: Route, call: str) -> None:
+def check_in_each_way(call: str, once: Callable[..., Outcome]) -> None:
+    """Have *call* fail in each way at each time that *once* makes it, by the rule for it."""
     for name, effect, rule, number in effects(call):
         times = 0
-        for outcome in at_each_time(
-            functools.partial(run, route), name, functools.partial(Fault, call, effect)
-        ):
+        for outcome in at_each_time(once, name, functools.partial(Fault, call, effect)):
             check_rule(rule, number, outcome)
             times += 1
         assert times, "the call is never made"
+
+
+@pytest.mark.parametrize(("route", "call"), made())
+def test_each_call_fails_in_each_way_at_each_time(route: Route, call: str) -> None:
+    check_in_each_way(call, functools.partial(run, route))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,16 @@ from faults import Fault, always, failing, forget_pipes, injected
 from forwarded import OPTIONS, lean
 from gevent import socket
 from peers import PATIENCE, connected, error_of, pattern, receive, wait_until
-from test_faults import ERRNOS, GOES_ON, RAISES, Outcome, at_each_time, check_rule, effects
+from test_faults import (
+    ERRNOS,
+    GOES_ON,
+    RAISES,
+    Outcome,
+    at_each_time,
+    check_in_each_way,
+    check_rule,
+    effects,
+)
 
 import gsplice
 from gsplice import _gevent
@@ -105,14 +114,7 @@ def forward(messages: int, *faults: Fault) -> Outcome:
 def test_each_call_of_a_forwarded_connection_fails_in_each_way_at_each_time(
     call: str, messages: int
 ) -> None:
-    for name, effect, rule, number in effects(call):
-        times = 0
-        for outcome in at_each_time(
-            functools.partial(forward, messages), name, functools.partial(Fault, call, effect)
-        ):
-            check_rule(rule, number, outcome)
-            times += 1
-        assert times, "the call is never made"
+    check_in_each_way(call, functools.partial(forward, messages))
 
 
 def test_an_error_in_sending_a_message_is_left_to_a_relay_which_sends_it_anew() -> None:

@@ -163,11 +163,6 @@ def answered(waiting: list[socket.socket]) -> list[socket.socket]:
     return [client for client in waiting if is_readable(client)]
 
 
-def wait_for_answers(waiting: list[socket.socket], count: int) -> list[socket.socket]:
-    wait_until(lambda: len(answered(waiting)) == count)
-    return answered(waiting)
-
-
 @pytest.mark.parametrize("left", range(5), ids=lambda left: f"{left}-fds-left")
 def test_at_the_fd_limit_it_copies_drops_nobody_and_accepts_when_fds_come_back(
     left: int, forwarder: tuple[Role, int], dial: Any
@@ -182,7 +177,8 @@ def test_at_the_fd_limit_it_copies_drops_nobody_and_accepts_when_fds_come_back(
         client.sendall(b"let me in")
     wait_until(lambda: "Too many open files" in role.last_complaint())
     # Until then an fd that is kept for a target may be free for a moment, and two make a pipe.
-    served = wait_for_answers(waiting, (left + RESERVED) // 2)
+    wait_until(lambda: len(answered(waiting)) == (left + RESERVED) // 2)
+    served = answered(waiting)
     for client in connected:
         stream = pattern(500_000, client.fileno())
         sending = gevent.spawn(client.sendall, stream)
