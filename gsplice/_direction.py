@@ -210,10 +210,6 @@ class WatchingDirection(Direction):
         if self._watchdog is not None:
             self._watchdog.begin_wait(sock.timeout)
 
-    def _is_reported(self) -> bool:
-        """Whether the hub is about to call it, in this turn of the loop, for what it waits for."""
-        return self._watcher is not None and _gevent.is_reported(self._watcher)
-
     def _claim(self, watcher: Any, callback: Callable[..., None]) -> None:
         """Wait for nothing, and keep others from the socket of *watcher* all the same."""
         if not self._has_claim:

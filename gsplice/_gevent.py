@@ -233,11 +233,6 @@ def calls_backwards(loop: Any) -> bool:
     return not _is_libuvs(loop)
 
 
-def is_reported(watcher: Any) -> bool:
-    """Whether the loop is about to call *watcher*, in this turn; libuv's do not know."""
-    return getattr(watcher, "pending", False)
-
-
 def _is_libuvs(thing: Any) -> bool:
     """Whether a watcher, or a loop, is libuv's."""
     return type(thing).__module__.startswith("gevent.libuv")

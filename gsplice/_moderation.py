@@ -5,17 +5,14 @@ A network driver has the same trouble with interrupts, and under load it turns t
 (Linux's NAPI). So it is done here: nobody waits for the source of small reads, and each tick of a
 timer takes all that is there. It helps the sender as well: while nothing is read there is no window
 to open, so the kernel acknowledges nothing, and what is written in the meantime joins to large
-segments in the sender's queue.
-
-Larger reads have to be made seldom enough as well, but a millisecond's bytes may be too many of
-them, for the caches and for what a connection may have under way. There ``SO_RCVLOWAT`` makes the
-kernel wake us when a *mark* of bytes is there (socket(7), tcp(7)). For small reads it is the wrong
-means: below its mark the kernel acknowledges every second segment at once, at the sender's cost.
+segments in the sender's queue. (``SO_RCVLOWAT`` is the wrong means: below its mark the kernel
+acknowledges every second segment at once, at the sender's cost.) Larger reads are left alone: the
+kernel has joined what they bring already, and what comes in a millisecond would be too much, for
+the caches and for what a connection may have under way.
 
 Invariant: on a stream a timer ticks every `PERIOD`, and no bound is shorter. Each tick takes what
-is there, unless the mark is reached and the source is read in the same turn of the loop anyway.
-So no byte waits longer than the bound, and what the loop is late. The end of file waits for no
-tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
+is there. So no byte waits longer than the bound, and what the loop is late. The end of file waits
+for no tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
 
 Invariant: a stream is a source that has been read `patience` times in a row without a pause, while
 nothing at all was sent to its peer: whoever waits for an answer gets one, so an exchange of
@@ -23,13 +20,12 @@ requests and responses never looks like a stream. At the first tick that finds l
 peer has been sent something, it is no stream any more, and is waited for as ever.
 
 Invariant: no stream stays slower than it was. A sender that may not have under way what flows in a
-period, or what the mark asks for, waits for us while we wait for it. So what the first ticks bring
-is held against what came before them.
+period waits for us while we wait for it. So what the first ticks bring is held against what came
+before them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import select
 import struct
 import sys
@@ -38,7 +34,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gevent import monkey
-from gevent.socket import IPPROTO_TCP, SO_RCVLOWAT, SOL_SOCKET
+from gevent.socket import IPPROTO_TCP
 
 from gsplice import _gevent
 from gsplice._gevent import GeventSocket
@@ -49,21 +45,10 @@ PERIOD: Final = 0.001
 #: as many to try again.
 PATIENCE: Final = 32
 _MOST_PATIENCE: Final = 32 * 4**5
-#: Seconds from one read to the next, on the average, that are quick; and those beyond which there
-#: is nothing to save.
+#: Seconds from one read to the next, on the average, that are quick.
 _QUICK: Final = PERIOD / 10
-_SLOW: Final = PERIOD / 2
-#: Bytes: reads that bring fewer, on the average, are small. The source is polled.
-_SMALL: Final = 16 * 1024
-#: Those that bring so many, and not more than the second figure, are those of a stream of large
-#: writes that is read faster than it comes: there is a mark. What brings less is half joined by the
-#: kernel already, what brings more waits for us, and both are better left alone.
-_LARGE: Final = (100 * 1024, 256 * 1024)
-#: Bytes in a period, below which the source is one of many, or its network slow, and can wait for a
-#: mark as well.
-_THIN: Final = 600 * 1024
-#: Bytes that the kernel waits for.
-MARK: Final = 256 * 1024
+#: Bytes: reads that bring fewer, on the average, are small.
+_SMALL: Final = 32 * 1024
 #: Bytes: a tick that finds less has found a pause.
 _LITTLE: Final = 4 * 1024
 #: After so many ticks it is seen whether they bring less than this part of what came before. What
@@ -73,10 +58,10 @@ _SLOWER: Final = 0.75
 _FADING: Final = 0.9
 #: A stream that was one for so many ticks was no mistake, however it ends.
 _PROVEN: Final = 4
-#: After so many ticks it is looked at anew, as its reads may be others by now: where there is a
-#: mark, or where a tick finds so many bytes, which may be too many.
+#: After so many ticks, where one finds so many bytes, it is looked at anew: reads may be large ones
+#: by now.
 _TERM: Final = 64
-_MUCH: Final = 2 * _THIN
+_MUCH: Final = 2400 * 1024
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
@@ -95,33 +80,42 @@ def first_look(others: int) -> int:
     return PATIENCE + others % PATIENCE
 
 
-class _Hangup:
-    """Tells that no more will come from a socket, and nothing of what has come.
+class _Polling:
+    """Calls each `PERIOD`, and when no more will come from a socket; not for what has come.
 
     No watcher of gevent's can be asked for that alone.
     """
 
-    __slots__ = ("_epoll", "_watcher")
+    __slots__ = ("_epoll", "_hangup", "_timer")
 
     def __init__(self, fd: int) -> None:
         self._epoll = _epoll()
         self._epoll.register(fd, select.EPOLLRDHUP)
-        self._watcher = _gevent.read_watcher_of(self._epoll.fileno())
+        self._hangup = _gevent.read_watcher_of(self._epoll.fileno())
+        self._timer = _gevent.timer(PERIOD, repeat=True)
 
-    def wait(self, callback: Callable[[], None]) -> None:
-        """Call *callback*, for as long as it is so and `pause` is not called."""
-        self._watcher.start(callback)
+    def start(self, callback: Callable[[], None]) -> None:
+        """Call *callback* from now on, until `pause`; where it does already, it goes on."""
+        if not self._timer.active:
+            self._timer.start(callback)
+            self._hangup.start(callback)
 
     def pause(self) -> None:
-        self._watcher.stop()
+        self._timer.stop()
+        self._hangup.stop()
 
     def abandon(self) -> None:
-        """Close it in a forked child, where what is done to the watcher now is the parent's."""
-        self._watcher.callback = self.close
+        """Never call again, in a forked child; what is done to a watcher now is the parent's."""
+        self._timer.close()
+        self._hangup.callback = self._close_hangup
 
     def close(self) -> None:
-        self._watcher.stop()
-        self._watcher.close()
+        self._timer.close()
+        self._close_hangup()
+
+    def _close_hangup(self) -> None:
+        self._hangup.stop()
+        self._hangup.close()
         self._epoll.close()
 
 
@@ -134,7 +128,6 @@ class Moderation:
     """Decides when one source is a stream, and ticks as long as it is.
 
     :param source: a socket.
-    :param sink: where its bytes go, if that is a socket.
     :param due: called in the hub at each tick; where it takes what is there it calls `found`.
     """
 
@@ -142,51 +135,37 @@ class Moderation:
         "_began",
         "_due",
         "_flow_before",
-        "_hangup",
         "_may_begin",
-        "_may_mark",
         "_moved",
         "_moved_before",
-        "_own_mark",
         "_patience",
+        "_polling",
         "_raw",
         "_segments",
         "_since",
         "_ticks",
-        "_timer",
     )
 
-    def __init__(
-        self, source: GeventSocket, sink: GeventSocket | None, due: Callable[[], None]
-    ) -> None:
+    def __init__(self, source: GeventSocket, due: Callable[[], None]) -> None:
         self._raw = _gevent.raw_socket(source)
         self._due = due
         # Of a unix socket nobody can say whether its peer was sent anything.
         self._may_begin = sys.platform == "linux" and source.family in _gevent.TCP_FAMILIES
-        # The send queue of a unix socket has less room than a mark.
-        self._may_mark = sink is not None and sink.family in _gevent.TCP_FAMILIES
         self._patience = PATIENCE
         self._segments = -1  # sent to the source's peer up to the last look
         self._moved = 0  # up to the last look
         self._since = 0.0  # when that was
         self._flow_before = 0  # bytes in a period, where each read was waited for
         # Of a stream:
-        self._timer: Any = None
-        self._hangup: _Hangup | None = None  # of a source that is polled
+        self._polling: _Polling | None = None
         self._ticks = 0
-        self._own_mark = 0  # what the socket had before it was given ours
         self._began = 0.0
         self._moved_before = 0
 
     @property
     def is_stream(self) -> bool:
-        """Whether the source is looked at by the timer."""
-        return self._timer is not None
-
-    @property
-    def is_polled(self) -> bool:
-        """Whether nobody waits for the source: a stream of small reads."""
-        return self._hangup is not None
+        """Whether nobody waits for the source: it is polled."""
+        return self._polling is not None
 
     def read(self, moved: int, remaining: int | None) -> int:
         """Take note that the source was readable and was read.
@@ -201,9 +180,10 @@ class Moderation:
         if self._may_begin and not self._has_answered():
             flow = int(count / elapsed * PERIOD)
             self._flow_before = max(flow, int(self._flow_before * _FADING))
-            mark = self._mark_for(count // self._patience, elapsed / self._patience, flow)
-            if mark is not None and (remaining is None or remaining > flow):
-                self._begin(mark)
+            is_quick = elapsed < self._patience * _QUICK
+            is_small = count < self._patience * _SMALL
+            if is_quick and is_small and (remaining is None or remaining > flow):
+                self._begin()
         return self._reads_to_go()
 
     def found(self, moved: int, remaining: int | None) -> int:
@@ -217,7 +197,7 @@ class Moderation:
         is_mistake = self._ticks in (_TRIAL, _TERM) and self._is_slower()
         if is_mistake or count < _LITTLE or self._has_answered():
             self._end(is_mistake or self._ticks < _PROVEN)
-        elif self._ticks >= _TERM and (self._own_mark or count > _MUCH):
+        elif self._ticks >= _TERM and count > _MUCH:
             self._end(False)
         elif remaining is not None and remaining <= count:
             self._end(False)  # the last bytes are not worth a wait
@@ -225,74 +205,40 @@ class Moderation:
 
     def wait(self) -> bool:
         """Tick, if it is a stream; return whether nobody has to wait for the source then."""
-        if self._timer is None:
+        if self._polling is None:
             return False
-        if not self._timer.active:
-            self._timer.start(self._due)
-            if self._hangup is not None:
-                self._hangup.wait(self._due)
-        return self.is_polled
+        self._polling.start(self._due)
+        return True
 
     def pause(self) -> None:
         """Do not tick until `wait` is called: what was read waits for the sink."""
-        self._timer.stop()
-        if self._hangup is not None:
-            self._hangup.pause()
+        if self._polling is not None:
+            self._polling.pause()
 
     def abandon(self) -> None:
-        """Never tick again, and leave the socket alone: in a forked child it is the parent's."""
-        hangup, self._hangup = self._hangup, None
-        if hangup is not None:
-            hangup.abandon()
-        self._own_mark = 0
-        self.close()
+        """Never tick again, in a forked child, and leave the parent's watchers alone."""
+        polling, self._polling = self._polling, None
+        if polling is not None:
+            polling.abandon()
 
     def close(self) -> None:
-        """Never tick again, and leave the socket as it was."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.close()
-        hangup, self._hangup = self._hangup, None
-        if hangup is not None:
-            hangup.close()
-        own_mark, self._own_mark = self._own_mark, 0
-        if own_mark:
-            with contextlib.suppress(OSError):  # closed by now, perhaps
-                self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, own_mark)
+        """Never tick again."""
+        polling, self._polling = self._polling, None
+        if polling is not None:
+            polling.close()
 
     def _reads_to_go(self) -> int:
         """Return after how many reads to look: a stream is looked at when it ticks."""
         return NEVER if self.is_stream or not self._may_begin else self._patience
 
-    def _mark_for(self, average: int, pace: float, flow: int) -> int | None:
-        """Return the mark of a stream, 0 for one to poll, None for what is better left alone.
-
-        :param average: bytes that a read brings.
-        :param pace: seconds from one read to the next.
-        :param flow: bytes that come in a period.
-        """
-        if average < _SMALL:
-            return 0 if pace < _QUICK else None
-        least, most = _LARGE
-        is_large = least <= average < most and pace < _QUICK
-        is_thin = flow < _THIN and pace < _SLOW
-        return MARK if self._may_mark and (is_large or is_thin) else None
-
-    def _begin(self, mark: int) -> None:
-        """Tick; poll where *mark* is 0, and else set it."""
+    def _begin(self) -> None:
         try:
-            if mark:
-                self._own_mark = self._raw.getsockopt(SOL_SOCKET, SO_RCVLOWAT)
-                self._raw.setsockopt(SOL_SOCKET, SO_RCVLOWAT, mark)
-            else:
-                self._hangup = _Hangup(self._raw.fileno())
+            self._polling = _Polling(self._raw.fileno())
         except OSError:
             self._may_begin = False
-            self._own_mark = 0
             return
         self._moved_before, self._began = self._moved, self._since
         self._ticks = 0
-        self._timer = _gevent.timer(PERIOD, repeat=True)
 
     def _end(self, is_mistake: bool) -> None:
         self._patience = min(self._patience * 4, _MOST_PATIENCE) if is_mistake else PATIENCE

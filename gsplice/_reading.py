@@ -11,9 +11,9 @@ from typing import Final
 from gsplice import _account, _gevent, _hub
 from gsplice._direction import Owner, WatchingDirection
 from gsplice._endpoint import SocketSource
-from gsplice._moderation import MARK, NEVER, PERIOD, Moderation, first_look
+from gsplice._moderation import NEVER, PERIOD, Moderation, first_look
 
-#: So many rounds for a tick, at the most, if it is polled: what is left then is waited for as ever.
+#: So many rounds for a tick, at the most: what is left then is waited for as ever.
 _ROUNDS: Final = 8
 #: A round that brings less has caught up with the sender, who is left alone until the next tick.
 _CAUGHT_UP: Final = 16 * 1024
@@ -56,10 +56,10 @@ class ReadingDirection(WatchingDirection):
             self._read()
 
     def on_due(self) -> None:
-        """A tick: take what is there, unless that is about to happen anyway."""
+        """A tick: take what is there."""
         self._in_step = True
         try:
-            if self._moderation is not None and not self._is_reported():
+            if self._moderation is not None:
                 self._tick(self._moderation)
             self._step_is_made()
         except BaseException as error:
@@ -93,18 +93,11 @@ class ReadingDirection(WatchingDirection):
         raise NotImplementedError
 
     def _drain(self) -> bool:
-        """Take what is there, but no more than is fair; return whether that was about all.
-
-        Where there is a mark, the kernel says so at once when there is more than that.
-        """
-        is_polled = self._moderation is not None and self._moderation.is_polled
-        enough = self.moved + MARK
+        """Take what is there, but no more than is fair; return whether that was about all."""
         for _ in range(_ROUNDS):
             before = self.moved
             if not self._take() or self.moved - before < _CAUGHT_UP:
                 return True
-            if not is_polled and self.moved >= enough:
-                break
         return False
 
     def _go_on(self, drained: bool) -> None:
@@ -135,8 +128,7 @@ class ReadingDirection(WatchingDirection):
             return
         moderation = self._moderation
         if moderation is None:
-            ends = (self._source.socket, self.sends_on())
-            moderation = self._moderation = Moderation(*ends, self.on_due)
+            moderation = self._moderation = Moderation(self._source.socket, self.on_due)
         if moderation.is_stream:
             self._go_on(drained=self._holds_bytes() or self._drain())
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
 from gsplice import _moderation, _reading
@@ -17,9 +15,7 @@ def make_eager(
     :param reads: after how many of them it looks; None for as many as in earnest.
     :param rounds: how many of them are made for a tick, at the most.
     """
-    for name in ("_QUICK", "_SLOW"):
-        patch.setattr(_moderation, name, float("inf"))
-    patch.setattr(_moderation, "_THIN", sys.maxsize)
+    patch.setattr(_moderation, "_QUICK", float("inf"))
     if reads is not None:
         patch.setattr(_moderation, "PATIENCE", reads)
     if rounds is not None:

@@ -12,13 +12,9 @@ from peers import Line, MakeLine, is_stream, pattern
 import gsplice
 from gsplice import _gevent
 
-#: Bytes of a small write, and of one that is not.
+#: Bytes of a write: two of them that are read at once are copied, or spliced. Both are small ones.
 SMALL = 512
-LARGE = 20_000
-
-
-def mark(sock: socket.socket) -> int:
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+LARGE = 12_000
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ def test_last_message_of_a_flowing_stream_is_not_left_behind(
 
 @pytest.mark.parametrize("end", ["end of file", "stop", "error"])
 @pytest.mark.parametrize("own", [1, 77])
-def test_low_water_mark_of_the_source_is_its_owners_again(
+def test_low_water_mark_of_the_source_stays_its_owners(
     line: MakeLine, spawn: Spawn, own: int, end: str
 ) -> None:
     client, source, sink, backend = line()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 from gevent import socket
-from moderated import mark
 from peers import Pairs
 
 from gsplice import _moderation
@@ -17,11 +16,9 @@ from gsplice._moderation import NEVER, PATIENCE, PERIOD, Moderation, first_look
 class Watched:
     """A `Moderation` and its clock."""
 
-    def __init__(
-        self, source: socket.socket, sink: socket.socket | None, clock: SimpleNamespace
-    ) -> None:
+    def __init__(self, source: socket.socket, clock: SimpleNamespace) -> None:
         self.source = source
-        self.moderation = Moderation(source, sink, lambda: None)
+        self.moderation = Moderation(source, lambda: None)
         self._clock = clock
         self._moved = 0
         self.patience = PATIENCE
@@ -55,25 +52,13 @@ class Watched:
 
 
 @pytest.fixture
-def watch(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watched]]:
+def watched(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(_moderation, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    made: list[Watched] = []
-
-    def watch(sink: str | None = "tcp") -> Watched:
-        _, source = pairs("tcp")
-        made.append(Watched(source, None if sink is None else pairs(sink)[0], clock))
-        return made[-1]
-
-    yield watch
-    for watched in made:
-        watched.moderation.close()
-        assert mark(watched.source) == 1
-
-
-@pytest.fixture
-def watched(watch: Callable[..., Watched]) -> Watched:
-    return watch()
+    _, source = pairs("tcp")
+    made = Watched(source, clock)
+    yield made
+    made.moderation.close()
 
 
 def test_those_that_begin_together_look_at_different_times() -> None:
@@ -85,47 +70,30 @@ def test_those_that_begin_together_look_at_different_times() -> None:
 
 #: Seconds from one read to the next, and bytes a read.
 POLLED = (0.000_05, 2_000)
-MARKED = (0.000_05, 150_000)
 
 
 @pytest.mark.parametrize(
-    ("pace", "average", "has_mark"),
+    ("pace", "average", "is_polled"),
     [
-        (*POLLED, False),
-        (0.000_11, 2_000, None),  # too slow
-        (0.000_02, 40_000, None),  # half joined by the kernel
-        (*MARKED, True),
-        (0.000_05, 300_000, None),  # it waits for us
-        (0.000_4, 150_000, True),  # one of many
-        (0.000_4, 40_000, True),
-        (0.000_6, 150_000, None),  # too slow
-        (0.000_2, 150_000, None),  # much at a time, and not that quick
+        (*POLLED, True),
+        (0.000_02, 30_000, True),
+        (0.000_11, 2_000, False),  # too slow
+        (0.000_02, 40_000, False),  # joined by the kernel
+        (0.000_05, 300_000, False),  # it waits for us
     ],
 )
-def test_what_is_polled_and_what_has_a_mark(
-    watched: Watched, pace: float, average: int, has_mark: bool | None
+def test_quick_small_reads_are_polled(
+    watched: Watched, pace: float, average: int, is_polled: bool
 ) -> None:
-    assert watched.look(average, pace) == (has_mark is not None)
-    assert (mark(watched.source) > 1) == bool(has_mark)
+    assert watched.look(average, pace) == is_polled
 
 
-@pytest.mark.parametrize("sink", ["unix", None])
-def test_there_is_no_mark_where_it_does_not_fit_into_the_sink(
-    watch: Callable[..., Watched], sink: str | None
-) -> None:
-    pace, average = MARKED
-    assert not watch(sink).look(average, pace)
+def test_an_answer_ends_it(watched: Watched) -> None:
     pace, average = POLLED
-    assert watch(sink).look(average, pace)
-
-
-@pytest.mark.parametrize(("pace", "average"), [POLLED, MARKED])
-def test_an_answer_ends_it(watched: Watched, pace: float, average: int) -> None:
     assert watched.look(average, pace)
     assert watched.tick(100_000_000)
     watched.source.sendall(b"enough")
     assert not watched.tick(100_000_000)
-    assert mark(watched.source) == 1
 
 
 def test_a_tick_that_finds_little_ends_it(watched: Watched) -> None:
@@ -187,18 +155,10 @@ def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Wat
 def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)
-    assert watched.ticks(1_000_000, 100) == 100
-    assert not watched.tick(1_300_000)
-    average, pace = 150_000, 0.000_05  # it was fast in the end, as it was not in the beginning
-    assert watched.look(average, pace)
-    assert mark(watched.source) > 1
-
-
-def test_a_long_stream_with_a_mark_is_looked_at_anew(watched: Watched) -> None:
-    pace, average = MARKED
-    assert watched.look(average, pace)
-    assert watched.ticks(3_000_000, 100) == 63
+    assert watched.ticks(2_400_000, 100) == 100
+    assert not watched.tick(2_500_000)
     assert watched.patience == PATIENCE
+    assert not watched.look(150_000, pace)  # its writes are large ones by now
 
 
 def test_the_last_bytes_of_a_limit_are_waited_for(watched: Watched) -> None:
