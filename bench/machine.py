@@ -4,6 +4,7 @@ import importlib
 import os
 import platform
 import time
+from pathlib import Path
 
 import gevent
 
@@ -12,6 +13,7 @@ def facts() -> dict[str, str]:
     return {
         "cpus": f"{len(os.sched_getaffinity(0))} x {_cpu_model()}",
         "kernel": f"{platform.system()} {platform.release()}",
+        "congestion control": _congestion_control(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "gevent": f"{gevent.__version__}, {gevent.config.loop.__module__}",
         "gsplice": _gsplice_version(),
@@ -58,6 +60,14 @@ def _cpu_model() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return platform.machine()
+
+
+def _congestion_control() -> str:
+    """What TCP connections begin with here (tcp(7))."""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    except OSError:
+        return "not known"
 
 
 def _gsplice_version() -> str:

@@ -197,6 +197,7 @@ class Pump(ReadingDirection):
         pipe = self._pipes.lend()
         if pipe is None:
             self._streaming = self._always_splice  # then it is asked for again at the next read
+            self._buffer = _hub.resources().scratch  # it is a stream all the same
             return self._copy()
         self._pipe = pipe  # so that `_take_back` finds what an exception leaves in it
         pipe.held = self._fill(pipe)

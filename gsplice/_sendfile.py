@@ -19,7 +19,7 @@ from gsplice._endpoint import FileSource, SocketSink
 from gsplice._gevent import GeventSocket
 
 #: The most that one callback sends, so that other transfers and timers have their turn.
-_ROUND: Final = 512 * 1024
+_ROUND: Final = 1024 * 1024
 #: The most that is read at once where it is copied.
 _BLOCK: Final = 64 * 1024
 

@@ -261,10 +261,7 @@ def taking_over_tcp() -> Taking:
 MODERATED = Route(
     giving_over_tcp, taking_over_tcp, ("getsockopt",), data=STREAM[:15_000], piece=500
 )
-#: The first read is a small one, that of a stream, and the next ones are larger.
-MARKED = Route(
-    giving_over_tcp, taking_over_tcp, ("setsockopt",), data=ROUNDS[:300_000], piece=20_000
-)
+MODERATED_AND_SPLICED = MODERATED._replace(mode="splice")
 
 ROUTES = {
     "messages": Route(Giving, Taking, ("recv_into", "send"), "auto", MESSAGES, MESSAGE),
@@ -274,7 +271,7 @@ ROUTES = {
     "stream, copied": Route(Giving, Taking, ("recv_into", "send"), "copy"),
     "stream over TCP": Route(giving_over_tcp, taking_over_tcp, (*_PIPES, "recv_into", "send")),
     "small writes, moderated": MODERATED,
-    "larger writes, moderated": MARKED,
+    "small writes, moderated and spliced": MODERATED_AND_SPLICED,
     "stalled": Route(Giving, lambda: TakingLate(32768), ("splice", "recv_into", "send")),
     "stalled, spliced": Route(Giving, TakingLate, ("splice", "recv_into"), "splice", STALLING),
     "stalled, copied": Route(Giving, TakingLate, ("recv_into", "send"), "copy", STALLING),

@@ -68,6 +68,25 @@ def test_pipes_that_come_back_are_used_again(line: MakeLine, spawn: Spawn) -> No
     assert gsplice.stats().spliced > before.spliced
 
 
+def test_a_stream_for_which_there_is_no_pipe_is_copied_in_large_pieces(line: MakeLine) -> None:
+    """By the buffer that is for small messages it would be slower than a plain loop."""
+    ends = line()
+    sizes: list[int] = []  # of what is sent
+
+    def noted(send: Callable[..., int], data: memoryview) -> int:
+        sizes.append(len(data))
+        return send(data)
+
+    refused = always("pipe2", failing(errno.EMFILE))
+    with injected(refused, always("send", noted), sockets=[ends.sink]):
+        transfer = gsplice.Transfer(ends.source, ends.sink).start()
+        for _ in range(4):
+            ends.client.sendall(pattern(100_000))
+            receive(ends.backend, 100_000)
+        transfer.stop()
+    assert max(sizes) > _hub.LARGE_MESSAGE
+
+
 def test_in_splice_mode_small_messages_are_spliced_again_once_there_is_a_pipe(
     line: MakeLine,
 ) -> None:

@@ -40,7 +40,7 @@ from faults import (
 )
 from gevent import socket
 from peers import PATIENCE, Pairs, connected, error_of, pattern, receive, send_and_end
-from routes import MARKED, MODERATED, ROUTES, STREAM, Route
+from routes import MODERATED, MODERATED_AND_SPLICED, ROUTES, STREAM, Route
 
 import gsplice
 from gsplice._shutdown import half_close
@@ -82,12 +82,11 @@ RULES: Final[dict[str, dict[int, str]]] = {
     "shutdown": _PEER_HAS_GONE,
     # Moderation is a convenience.
     "getsockopt": dict.fromkeys(ERRNOS, GOES_ON),
-    "setsockopt": dict.fromkeys(ERRNOS, GOES_ON),
 }
 #: What these do not say: there is nothing that they could wait for.
 _NEVER_SAID: Final = {(call, errno.EAGAIN) for call in ("pipe2", "shutdown")}
 _SHORT: Final = {"one byte": shortened(one_byte), "half": shortened(half)}
-_MOVING_NOTHING: Final = ("pipe2", "fcntl", "shutdown", "getsockopt", "setsockopt")
+_MOVING_NOTHING: Final = ("pipe2", "fcntl", "shutdown", "getsockopt")
 #: No transfer here makes so many calls.
 _MANY: Final = 200
 
@@ -220,7 +219,7 @@ def test_each_call_fails_in_each_way_at_each_time(route: Route, call: str) -> No
 
 @pytest.mark.parametrize(
     ("route", "call"),
-    [(MODERATED, "recv_into"), (MODERATED, "send"), (MARKED, "splice")],
+    [(MODERATED, "recv_into"), (MODERATED, "send"), (MODERATED_AND_SPLICED, "splice")],
     ids=["recv_into", "send", "splice"],
 )
 def test_each_call_of_a_moderated_stream_fails_at_each_time(route: Route, call: str) -> None:
