@@ -23,15 +23,20 @@ from __future__ import annotations
 import errno
 from typing import Final, NoReturn
 
+from gevent.socket import AF_UNIX
+
 from gsplice import _account, _gevent, _hub, _kernel
 from gsplice._direction import Owner
 from gsplice._endpoint import FileSink, SocketSink, SocketSource
 from gsplice._gevent import GeventSocket
-from gsplice._pipe import Pipe
+from gsplice._pipe import PIPE_CAPACITY, Pipe
 from gsplice._reading import ReadingDirection
 
 #: A round that splices less than this would have been cheaper to copy.
 _SHORT: Final = 8 * 1024
+#: Bytes: the most that a round splices into a unix socket, whose send queue has no more room. What
+#: waited in the pipe meanwhile would have left the caches.
+_UNIX_ROUND: Final = 256 * 1024
 #: Where so much is wanted, a stream is expected, and not waited for.
 _MUCH: Final = 64 * 1024
 #: So many short rounds in a row, and reads are copied again.
@@ -55,6 +60,7 @@ class Pump(ReadingDirection):
         "_pipe",
         "_pipes",
         "_raw_source",
+        "_round",
         "_short_rounds",
         "_sink",
         "_streaming",
@@ -76,6 +82,8 @@ class Pump(ReadingDirection):
         self._sink = sink
         shared = _hub.resources()
         self._pipes = shared.pipes
+        is_unix = isinstance(sink, SocketSink) and _gevent.socket_family(sink.socket) == AF_UNIX
+        self._round = _UNIX_ROUND if is_unix else PIPE_CAPACITY
         self._pending = b""
         self._pipe: Pipe | None = None
         self._may_splice = mode != "copy"
@@ -218,7 +226,7 @@ class Pump(ReadingDirection):
 
     def _fill(self, pipe: Pipe) -> int:
         """Splice from the source; return how much, 0 where it is for recv to say what is there."""
-        limit = pipe.capacity
+        limit = min(pipe.capacity, self._round)
         if self._remaining is not None:
             limit = min(limit, self._remaining)
         try:

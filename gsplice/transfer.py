@@ -168,9 +168,9 @@ def copy(
     :param count: the most to move, in bytes; None for all. 0 makes no system call.
     :param mode: ``"auto"`` chooses by what flows, ``"splice"`` splices whenever the pair can,
         ``"copy"`` never does. The environment variable ``GSPLICE_MODE`` says what auto means.
-    :param moderation: seconds that a byte of a stream may wait for company, of which no more than a
-        millisecond is made use of; 0 turns it off, and so does what is less than a millisecond, as
-        gevent's event loops count in those.
+    :param moderation: seconds that a byte of a stream of small writes may wait for company, of
+        which no more than a millisecond is made use of; 0 turns it off, and so does what is less
+        than a millisecond, as gevent's event loops count in those.
     :raises OSError: what ``recv`` and ``sendall`` would have raised on the same sockets;
         `socket.timeout` where a wait took longer than the socket's own time-out.
     :raises TypeError: where an argument is no source, no sink or no number.

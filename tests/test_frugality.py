@@ -16,6 +16,7 @@ from typing import Any
 
 import gevent
 import pytest
+from faults import always, injected
 from forks import in_child, line_with_client_in_thread, pipes_of
 from gevent import get_hub
 from gevent.os import fork_gevent
@@ -24,6 +25,7 @@ from peers import (
     MORE_THAN_BUFFERS,
     Line,
     MakeLine,
+    Pairs,
     Spawn,
     connected,
     error_of,
@@ -113,6 +115,24 @@ def test_pool_is_bounded(line: MakeLine, spawn: Spawn) -> None:
     assert now.pipes == now.idle_pipes == _pipe._IDLE_PIPES
     for transfer in transfers:
         transfer.stop()
+
+
+def test_what_waits_for_a_unix_socket_in_a_pipe_is_what_its_queue_has_room_for(
+    pairs: Pairs, spawn: Spawn
+) -> None:
+    """The rest is better left in the source: it goes on faster from there."""
+    client, source = pairs("tcp")
+    sink, backend = pairs("unix")
+    limits: list[int] = []
+
+    def noted(splice: Callable[..., int], *arguments: int, **options: int) -> int:
+        limits.append(arguments[2])
+        return splice(*arguments, **options)
+
+    with injected(always("splice", noted)):
+        transfer = stall(Line(client, source, sink, backend), spawn)
+    assert max(limits) == 256 * 1024
+    transfer.stop()
 
 
 def test_pipes_are_not_inherited_by_programs(line: MakeLine, spawn: Spawn) -> None:
