@@ -27,6 +27,7 @@ STYLES = {
     "gunicorn-2": (NAVY, DASHED, "X"),
     "gunicorn-2-reuse-port": (NAVY, DOTTED, "p"),
     "gevent": (BLACK, SOLID, "o"),
+    "gevent-floor": (BLACK, DOTTED, "*"),
     "haproxy": (VERMILION, DASHED, "^"),
     "haproxy-splice": (VERMILION, SOLID, "o"),
     "haproxy-2": (VERMILION, MIXED, "s"),

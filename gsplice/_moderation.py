@@ -14,10 +14,10 @@ Invariant: on a stream a timer ticks every `PERIOD`, and no bound is shorter. Ea
 is there. So no byte waits longer than the bound, and what the loop is late. The end of file waits
 for no tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
 
-Invariant: a stream is a source that has been read `patience` times in a row without a pause, while
-nothing at all was sent to its peer: whoever waits for an answer gets one, so an exchange of
-requests and responses never looks like a stream. At the first tick that finds little, or that the
-peer has been sent something, it is no stream any more, and is waited for as ever.
+Invariant: a stream is a source that has been read `patience` times in a row without a pause, little
+each time, while nothing at all was sent to its peer: whoever waits for an answer gets one, so an
+exchange of requests and responses never looks like a stream. At the first tick that finds little,
+or that the peer has been sent something, it is no stream any more, and is waited for as ever.
 
 Invariant: no stream stays slower than it was. A sender that may not have under way what flows in a
 period waits for us while we wait for it. So what the first ticks bring is held against what came
@@ -83,16 +83,16 @@ def first_look(others: int) -> int:
 class _Polling:
     """Calls each `PERIOD`, and when no more will come from a socket; not for what has come.
 
-    No watcher of gevent's can be asked for that alone.
+    No watcher of gevent's can be asked for the second alone: hence an epoll of its own.
     """
 
     __slots__ = ("_epoll", "_hangup", "_timer")
 
     def __init__(self, fd: int) -> None:
+        self._timer = _gevent.timer(PERIOD, repeat=True)
         self._epoll = _epoll()
         self._epoll.register(fd, select.EPOLLRDHUP)
         self._hangup = _gevent.read_watcher_of(self._epoll.fileno())
-        self._timer = _gevent.timer(PERIOD, repeat=True)
 
     def start(self, callback: Callable[[], None]) -> None:
         """Call *callback* from now on, until `pause`; where it does already, it goes on."""
@@ -107,7 +107,7 @@ class _Polling:
     def abandon(self) -> None:
         """Never call again, in a forked child; what is done to a watcher now is the parent's."""
         self._timer.close()
-        self._hangup.callback = self._close_hangup
+        _gevent.when_loop_runs(self._close_hangup)
 
     def close(self) -> None:
         self._timer.close()

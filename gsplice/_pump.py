@@ -34,8 +34,8 @@ from gsplice._reading import ReadingDirection
 
 #: A round that splices less than this would have been cheaper to copy.
 _SHORT: Final = 8 * 1024
-#: Bytes: the most that a round splices into a unix socket, whose send queue has no more room. What
-#: waited in the pipe meanwhile would have left the caches.
+#: Bytes: the most that a round splices into a unix socket: about what its send queue takes, unless
+#: somebody has set it. What waited in the pipe meanwhile would have left the caches.
 _UNIX_ROUND: Final = 256 * 1024
 #: Where so much is wanted, a stream is expected, and not waited for.
 _MUCH: Final = 64 * 1024
@@ -204,8 +204,9 @@ class Pump(ReadingDirection):
         """Fill a pipe from the source, and empty it into the sink."""
         pipe = self._pipes.lend()
         if pipe is None:
-            self._streaming = self._always_splice  # then it is asked for again at the next read
-            self._buffer = _hub.resources().scratch  # it is a stream all the same
+            # It is a stream all the same; the next large read, or the next at all, asks again.
+            self._streaming = self._always_splice
+            self._buffer = _hub.resources().scratch
             return self._copy()
         self._pipe = pipe  # so that `_take_back` finds what an exception leaves in it
         pipe.held = self._fill(pipe)

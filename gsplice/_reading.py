@@ -102,7 +102,7 @@ class ReadingDirection(WatchingDirection):
 
     def _go_on(self, drained: bool) -> None:
         """Wait for what comes next; a source that was not *drained* is ready at once."""
-        if drained:
+        if drained or self._owner is None:  # it has been abandoned in the last step, perhaps
             self._wait()
         else:
             if self._moderation is not None and self._moderation.wait():

@@ -117,7 +117,8 @@ def _add_forward(commands: Any) -> None:
         type=float,
         metavar="S",
         default=_options.MODERATION,
-        help="how long a byte of a stream may wait for company (default: %(default)s; 0: off)",
+        help="how long a byte of a stream of small writes may wait for company "
+        "(default: %(default)s; 0: off)",
     )
     parser.add_argument(
         "--stats", action="store_true", help="show a live line on a terminal, and a summary"

@@ -12,9 +12,9 @@ from peers import Line, MakeLine, is_stream, pattern
 import gsplice
 from gsplice import _gevent
 
-#: Bytes of a write: two of them that are read at once are copied, or spliced. Both are small ones.
+#: Bytes of a write. Both are small ones; two of the second that are read at once are spliced.
 SMALL = 512
-LARGE = 12_000
+SPLICED = 12_000
 
 
 @pytest.fixture

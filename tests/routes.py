@@ -29,7 +29,7 @@ MESSAGE = 300
 #: Of a body so much that it is worth while to see through it.
 BODY = pattern(140_009, 13)
 #: Of a file there is more than one round of ``sendfile``.
-ROUNDS = pattern(600_011, 12)
+ROUNDS = pattern(1_100_011, 12)
 
 
 class Giving:

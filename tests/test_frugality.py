@@ -117,9 +117,7 @@ def test_pool_is_bounded(line: MakeLine, spawn: Spawn) -> None:
         transfer.stop()
 
 
-def test_what_waits_for_a_unix_socket_in_a_pipe_is_what_its_queue_has_room_for(
-    pairs: Pairs, spawn: Spawn
-) -> None:
+def test_no_more_than_256_kib_wait_in_a_pipe_for_a_unix_socket(pairs: Pairs, spawn: Spawn) -> None:
     """The rest is better left in the source: it goes on faster from there."""
     client, source = pairs("tcp")
     sink, backend = pairs("unix")

@@ -183,34 +183,6 @@ def test_last_message_of_a_flowing_stream_is_not_left_behind(
     assert transfer.get(timeout=5) == moved
 
 
-@pytest.mark.parametrize("end", ["end of file", "stop", "error"])
-@pytest.mark.parametrize("own", [1, 77])
-def test_low_water_mark_of_the_source_stays_its_owners(
-    line: MakeLine, spawn: Spawn, own: int, end: str
-) -> None:
-    client, source, sink, backend = line()
-    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, own)
-    transfer = gsplice.Transfer(source, sink).start()
-
-    def stream() -> None:
-        for _ in range(3000):
-            client.sendall(b"x" * 200)
-            gevent.sleep(0)
-
-    spawn(stream)
-    receive(backend, 3000 * 200)
-    if end == "end of file":
-        client.shutdown(socket.SHUT_WR)
-    elif end == "stop":
-        transfer.stop()
-    else:
-        sink.shutdown(socket.SHUT_WR)
-        client.sendall(b"x" * 200)
-    transfer.wait(5)
-    assert transfer.ready()
-    assert source.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == own
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_message_behind_a_stalled_sink_goes_as_soon_as_there_is_room(
     pairs: Pairs, spawn: Spawn, mode: str

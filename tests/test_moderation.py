@@ -12,7 +12,7 @@ import time
 import gevent
 import pytest
 from gevent import socket
-from moderated import LARGE, SMALL, Stream
+from moderated import SMALL, SPLICED, Stream
 from peers import (
     MakeLine,
     Pairs,
@@ -67,7 +67,7 @@ def test_many_small_writes_cost_few_wake_ups(
     assert len(wake_ups) + len(ticks) < len(data) // SMALL // 4
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, SPLICED])
 def test_the_source_of_small_writes_is_not_waited_for_and_all_arrives(
     stream: Stream, size: int, spawn: Spawn
 ) -> None:
@@ -95,7 +95,7 @@ def test_what_has_piled_up_while_the_loop_was_late_goes_on_in_the_next_turns(
 
 
 @pytest.mark.parametrize("mode", ["auto", "copy", "splice"])
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, SPLICED])
 @pytest.mark.parametrize("rounds", [1, 8])
 def test_what_has_piled_up_may_meet_a_full_sink_in_any_turn(
     stream: Stream, spawn: Spawn, mode: str, size: int, rounds: int, monkeypatch: pytest.MonkeyPatch
@@ -117,15 +117,14 @@ def test_what_has_piled_up_may_meet_a_full_sink_in_any_turn(
 # What no byte has to wait for.
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("bound", [PERIOD, LONG_BOUND])
 def test_the_last_bytes_before_a_pause_do_not_wait_for_more(
-    stream: Stream, size: int, bound: float, spawn: Spawn
+    stream: Stream, bound: float, spawn: Spawn
 ) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink, moderation=bound).start()
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer)
     stream.write()
     began = time.monotonic()
     wait_until(lambda: transfer.moved == len(stream.sent))
@@ -133,12 +132,11 @@ def test_the_last_bytes_before_a_pause_do_not_wait_for_more(
     stream.end(transfer, received)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_after_a_pause_each_message_is_waited_for(stream: Stream, size: int, spawn: Spawn) -> None:
+def test_after_a_pause_each_message_is_waited_for(stream: Stream, spawn: Spawn) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer)
     wait_until(lambda: not is_stream(transfer))
     for _ in range(8):
         assert source._read_event.active
@@ -149,16 +147,15 @@ def test_after_a_pause_each_message_is_waited_for(stream: Stream, size: int, spa
     stream.end(transfer, received)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("how", ["end of file", "reset"])
 def test_the_end_waits_for_no_tick(
-    stream: Stream, size: int, how: str, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+    stream: Stream, how: str, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, source, sink, backend = stream.line
     spawn(receive, backend)
     monkeypatch.setattr(_moderation, "PERIOD", LONG_BOUND)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer)
     began = time.monotonic()
     if how == "reset":
         reset(client)
@@ -170,13 +167,12 @@ def test_the_end_waits_for_no_tick(
     assert time.monotonic() - began < SLACK
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_the_end_of_file_that_the_timer_meets_first_is_an_end_like_any(
-    stream: Stream, size: int, spawn: Spawn
+    stream: Stream, spawn: Spawn
 ) -> None:
     received = spawn(receive, stream.line.backend)
     transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer)
     stream.line.client.shutdown(socket.SHUT_WR)
     transfer._engine.on_due()  # a hub that was late calls timers before sockets
     stream.end(transfer, received)

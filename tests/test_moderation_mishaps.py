@@ -10,7 +10,7 @@ import pytest
 from faults import Fault, always, failing, injected
 from gevent import socket
 from gevent.exceptions import ConcurrentObjectUseError
-from moderated import LARGE, SMALL, Stream
+from moderated import SMALL, SPLICED, Stream
 from peers import (
     Pairs,
     Spawn,
@@ -89,15 +89,14 @@ def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
 # What happens meanwhile.
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 def test_a_stop_right_before_a_tick_leaves_what_has_come_in_the_source(
-    stream: Stream, size: int, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
 ) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
     before_method(monkeypatch, Pump, "on_due", transfer.stop)
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer)
     stream.write(4)
     wait_until(transfer.ready)
     left = peeked(source)
@@ -119,7 +118,7 @@ def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
     assert stream.sent.startswith(received.get() + transfer.undelivered)
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("size", [SMALL, SPLICED])
 def test_a_second_reader_is_refused_and_the_stream_goes_on(
     stream: Stream, size: int, spawn: Spawn
 ) -> None:
@@ -150,13 +149,12 @@ def test_a_source_that_somebody_waits_for_is_not_claimed_and_they_go_on_waiting(
     assert reading.get() == b"x"
 
 
-@pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("has_ended", [False, True])
-def test_a_stalled_sink_costs_no_ticks(stream: Stream, size: int, has_ended: bool) -> None:
+def test_a_stalled_sink_costs_no_ticks(stream: Stream, has_ended: bool) -> None:
     client, source, sink, backend = stream.line
-    received = gevent.spawn(receive, backend, 2 * PATIENCE * size)
+    received = gevent.spawn(receive, backend, 2 * PATIENCE * SMALL)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer)
     received.kill()
     client.setblocking(False)
     stalled = transfer.moved
