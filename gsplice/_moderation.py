@@ -89,9 +89,10 @@ class _Polling:
     __slots__ = ("_epoll", "_hangup", "_timer")
 
     def __init__(self, fd: int) -> None:
-        self._timer = _gevent.timer(PERIOD, repeat=True)
+        # First what may fail, and closes by itself; then the watchers, which do not.
         self._epoll = _epoll()
         self._epoll.register(fd, select.EPOLLRDHUP)
+        self._timer = _gevent.timer(PERIOD, repeat=True)
         self._hangup = _gevent.read_watcher_of(self._epoll.fileno())
 
     def start(self, callback: Callable[[], None]) -> None:

@@ -105,7 +105,7 @@ class ReadingDirection(WatchingDirection):
         if drained or self._owner is None:  # it has been abandoned in the last step, perhaps
             self._wait()
         else:
-            if self._moderation is not None and self._moderation.wait():
+            if self._waits_for_tick():
                 # It is polled. After this read a `_look` drains it again, and once that was all
                 # it is left to the ticks.
                 self._until_look = 1
@@ -113,10 +113,14 @@ class ReadingDirection(WatchingDirection):
 
     def _wait_for_more(self) -> None:
         """Wait for the source; or for the next tick, where it is polled."""
-        if self._moderation is not None and self._moderation.wait():
+        if self._waits_for_tick():
             self._claim(_gevent.read_watcher(self._source.socket), self.on_readable)
         else:
             self._wait_for_source()
+
+    def _waits_for_tick(self) -> bool:
+        """Wait for the next tick, where the source is polled; return whether it is."""
+        return self._moderation is not None and self._moderation.wait()
 
     def _wait_for_source(self) -> None:
         sock = self._source.socket
