@@ -12,10 +12,21 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 import sys
 import termios
+import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Final
+
+ctypes: ModuleType | None
+try:
+    # Here, and not where it is needed: that is in the hub, which an import would hold up.
+    import ctypes
+except ImportError:  # Python was built without libffi
+    ctypes = None
+_library: Final = ctypes and ctypes.CDLL(None, use_errno=True)
 
 #: What a kernel, a file system or a limit says that will not splice this pair. Nothing has been
 #: consumed when it comes, so the same bytes can be copied (splice(2), sendfile(2), pipe(2)).
@@ -120,6 +131,38 @@ def empty_pipe(fd: int) -> bytes:
         while part := os.read(fd, _READ_SIZE):
             parts.append(part)
     return b"".join(parts)
+
+
+def open_timer() -> int:
+    """Return a timerfd(2), not started yet: non-blocking, closed on exec."""
+    return _call_library("timerfd_create", time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def start_timer(timer: int, period: float) -> None:
+    """Have *timer* be readable each *period* seconds from now on; never, where that is 0."""
+    seconds, nanoseconds = divmod(round(period * 1e9), 10**9)
+    every = struct.pack("@4l", *(seconds, nanoseconds) * 2)  # a struct itimerspec
+    _call_library("timerfd_settime", timer, 0, every, None)
+
+
+def take_tick(timer: int) -> None:
+    """Have *timer* not be readable until the next time, if it is."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(timer, 8)
+
+
+def _call_library(function: str, *arguments: int | bytes | None) -> int:
+    """Return what *function* of the C library does, where CPython has none of its own.
+
+    ``os.timerfd_create`` is in CPython from 3.13.
+    """
+    if ctypes is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    result: int = getattr(_library, function)(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
 
 
 def unacknowledged(fd: int) -> int | None:

@@ -7,12 +7,12 @@ timer takes all that is there. It helps the sender as well: while nothing is rea
 to open, so the kernel acknowledges nothing, and what is written in the meantime joins to large
 segments in the sender's queue. (``SO_RCVLOWAT`` is the wrong means: below its mark the kernel
 acknowledges every second segment at once, at the sender's cost.) Larger reads are left alone: the
-kernel has joined what they bring already, and what comes in a millisecond would be too much, for
+kernel has joined what they bring already, and what comes between two ticks would be too much, for
 the caches and for what a connection may have under way.
 
-Invariant: on a stream a timer ticks every `PERIOD`, and no bound is shorter. Each tick takes what
-is there. So no byte waits longer than the bound, and what the loop is late. The end of file waits
-for no tick: of that, and of errors, epoll(7) tells by itself where it is asked for nothing else.
+Invariant: on a stream it ticks every `PERIOD` or twice as often, and no bound is shorter. Each tick
+takes what is there. So no byte waits longer than the bound, and what the loop is late. The end of
+file waits for no tick (`_ticks`).
 
 Invariant: a stream is a source that has been read `patience` times in a row without a pause, little
 each time, while nothing at all was sent to its peer: whoever waits for an answer gets one, so an
@@ -26,20 +26,19 @@ before them.
 
 from __future__ import annotations
 
-import select
 import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from gevent import monkey
 from gevent.socket import IPPROTO_TCP
 
 from gsplice import _gevent
 from gsplice._gevent import GeventSocket
+from gsplice._ticks import Ticks
 
-#: Seconds from one tick to the next: the least that event loops count in.
+#: Seconds from one tick to the next, and the least that a bound can be: event loops count in these.
 PERIOD: Final = 0.001
 #: Reads in a row that make a stream, at first. Each time that it was a mistake it takes four times
 #: as many to try again.
@@ -48,7 +47,12 @@ _MOST_PATIENCE: Final = 32 * 4**5
 #: Seconds from one read to the next, on the average, that are quick.
 _QUICK: Final = PERIOD / 10
 #: Bytes: reads that bring fewer, on the average, are small.
-_SMALL: Final = 32 * 1024
+_SMALL: Final = 80 * 1024
+#: Bytes in a period: where more flows it ticks twice as often, until less does. Between two ticks a
+#: sender fills its send buffer, has no room for more (half of ``tcp_wmem``'s 4 MiB is overhead) and
+#: would stand still.
+_PLENTY: Final = 1800 * 1024
+_PLENTY_NO_MORE: Final = 1600 * 1024
 #: Bytes: a tick that finds less has found a pause.
 _LITTLE: Final = 4 * 1024
 #: After so many ticks it is seen whether they bring less than this part of what came before. What
@@ -58,10 +62,10 @@ _SLOWER: Final = 0.75
 _FADING: Final = 0.9
 #: A stream that was one for so many ticks was no mistake, however it ends.
 _PROVEN: Final = 4
-#: After so many ticks, where one finds so many bytes, it is looked at anew: reads may be large ones
-#: by now.
+#: Bytes: what two ticks in a period would not take is left alone. After so many ticks, where one
+#: finds so much, it is looked at anew: reads may be large ones by now.
+_MUCH: Final = 2600 * 1024
 _TERM: Final = 64
-_MUCH: Final = 2400 * 1024
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
@@ -80,51 +84,6 @@ def first_look(others: int) -> int:
     return PATIENCE + others % PATIENCE
 
 
-class _Polling:
-    """Calls each `PERIOD`, and when no more will come from a socket; not for what has come.
-
-    No watcher of gevent's can be asked for the second alone: hence an epoll of its own.
-    """
-
-    __slots__ = ("_epoll", "_hangup", "_timer")
-
-    def __init__(self, fd: int) -> None:
-        # First what may fail, and closes by itself; then the watchers, which do not.
-        self._epoll = _epoll()
-        self._epoll.register(fd, select.EPOLLRDHUP)
-        self._timer = _gevent.timer(PERIOD, repeat=True)
-        self._hangup = _gevent.read_watcher_of(self._epoll.fileno())
-
-    def start(self, callback: Callable[[], None]) -> None:
-        """Call *callback* from now on, until `pause`; where it does already, it goes on."""
-        if not self._timer.active:
-            self._timer.start(callback)
-            self._hangup.start(callback)
-
-    def pause(self) -> None:
-        self._timer.stop()
-        self._hangup.stop()
-
-    def abandon(self) -> None:
-        """Never call again, in a forked child; what is done to a watcher now is the parent's."""
-        self._timer.close()
-        _gevent.when_loop_runs(self._close_hangup)
-
-    def close(self) -> None:
-        self._timer.close()
-        self._close_hangup()
-
-    def _close_hangup(self) -> None:
-        self._hangup.stop()
-        self._hangup.close()
-        self._epoll.close()
-
-
-def _epoll() -> Any:
-    """Return a new ``select.epoll``, which only Linux has, and which gevent.monkey takes away."""
-    return monkey.get_original("select", "epoll")()
-
-
 class Moderation:
     """Decides when one source is a stream, and ticks as long as it is.
 
@@ -139,8 +98,8 @@ class Moderation:
         "_may_begin",
         "_moved",
         "_moved_before",
+        "_number",
         "_patience",
-        "_polling",
         "_raw",
         "_segments",
         "_since",
@@ -158,15 +117,15 @@ class Moderation:
         self._since = 0.0  # when that was
         self._flow_before = 0  # bytes in a period, where each read was waited for
         # Of a stream:
-        self._polling: _Polling | None = None
-        self._ticks = 0
+        self._ticks: Ticks | None = None
+        self._number = 0  # of ticks
         self._began = 0.0
         self._moved_before = 0
 
     @property
     def is_stream(self) -> bool:
         """Whether nobody waits for the source: it is polled."""
-        return self._polling is not None
+        return self._ticks is not None
 
     def read(self, moved: int, remaining: int | None) -> int:
         """Take note that the source was readable and was read.
@@ -183,50 +142,63 @@ class Moderation:
             self._flow_before = max(flow, int(self._flow_before * _FADING))
             is_quick = elapsed < self._patience * _QUICK
             is_small = count < self._patience * _SMALL
-            if is_quick and is_small and (remaining is None or remaining > flow):
+            goes_on = remaining is None or remaining > flow
+            if is_quick and is_small and flow < 2 * _MUCH and goes_on:
                 self._begin()
         return self._reads_to_go()
 
     def found(self, moved: int, remaining: int | None) -> int:
         """Take note of what a tick has found; the parameters and the result are those of `read`."""
-        now = time.monotonic()
-        if now - self._since < PERIOD / 2:
+        ticks, now = self._ticks, time.monotonic()
+        assert ticks is not None
+        elapsed = now - self._since
+        if elapsed < ticks.period / 2:
             return NEVER  # the tick before was late
         count, self._moved = moved - self._moved, moved
         self._since = now
-        self._ticks += 1
-        is_mistake = self._ticks in (_TRIAL, _TERM) and self._is_slower()
+        self._number += 1
+        flow = count / elapsed * PERIOD
+        is_mistake = self._number in (_TRIAL, _TERM) and self._is_slower()
         if is_mistake or count < _LITTLE or self._has_answered():
-            self._end(is_mistake or self._ticks < _PROVEN)
-        elif self._ticks >= _TERM and count > _MUCH:
+            self._end(is_mistake or self._number < _PROVEN)
+        elif self._number >= _TERM and count > _MUCH:
             self._end(False)
         elif remaining is not None and remaining <= count:
             self._end(False)  # the last bytes are not worth a wait
+        elif flow > _PLENTY:
+            ticks.halve(True)
+        elif flow < _PLENTY_NO_MORE:
+            ticks.halve(False)
         return self._reads_to_go()
 
     def wait(self) -> bool:
         """Tick, if it is a stream; return whether nobody has to wait for the source then."""
-        if self._polling is None:
+        if self._ticks is None:
             return False
-        self._polling.start(self._due)
+        self._ticks.start(self._due)
         return True
+
+    def take_tick(self) -> None:
+        """Take the tick that is due, so that the next one comes in its time."""
+        if self._ticks is not None:
+            self._ticks.take()
 
     def pause(self) -> None:
         """Do not tick until `wait` is called: what was read waits for the sink."""
-        if self._polling is not None:
-            self._polling.pause()
+        if self._ticks is not None:
+            self._ticks.pause()
 
     def abandon(self) -> None:
         """Never tick again, in a forked child, and leave the parent's watchers alone."""
-        polling, self._polling = self._polling, None
-        if polling is not None:
-            polling.abandon()
+        ticks, self._ticks = self._ticks, None
+        if ticks is not None:
+            ticks.abandon()
 
     def close(self) -> None:
         """Never tick again."""
-        polling, self._polling = self._polling, None
-        if polling is not None:
-            polling.close()
+        ticks, self._ticks = self._ticks, None
+        if ticks is not None:
+            ticks.close()
 
     def _reads_to_go(self) -> int:
         """Return after how many reads to look: a stream is looked at when it ticks."""
@@ -234,12 +206,12 @@ class Moderation:
 
     def _begin(self) -> None:
         try:
-            self._polling = _Polling(self._raw.fileno())
+            self._ticks = Ticks(self._raw.fileno(), PERIOD)
         except OSError:
             self._may_begin = False
             return
         self._moved_before, self._began = self._moved, self._since
-        self._ticks = 0
+        self._number = 0
 
     def _end(self, is_mistake: bool) -> None:
         self._patience = min(self._patience * 4, _MOST_PATIENCE) if is_mistake else PATIENCE

@@ -75,6 +75,7 @@ class ReadingDirection(WatchingDirection):
         if self._holds_bytes():
             moderation.pause()  # it waits for the sink
             return
+        moderation.take_tick()
         drained = self._drain()
         if self._owner is not None and not self._holds_bytes():
             self._until_look = moderation.found(self.moved, self._remaining)

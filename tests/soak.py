@@ -52,7 +52,7 @@ def main() -> int:
         try:
             with pytest.MonkeyPatch.context() as patch:
                 if (options.seed + rounds) % 2:
-                    make_eager(patch, reads=4, rounds=2)
+                    make_eager(patch, reads=4, rounds=2, plenty=64 * 1024)
                 run_state_machine_as_test(seed(options.seed + rounds)(Transfers), settings=_ROUND)
         except BaseException:
             traceback.print_exc()

@@ -44,8 +44,8 @@ from peers import (
 )
 
 import gsplice
-from gsplice import _kernel
-from gsplice._moderation import PATIENCE
+from gsplice import _kernel, _moderation
+from gsplice._moderation import PATIENCE, PERIOD
 from gsplice._pump import Pump
 
 
@@ -254,8 +254,21 @@ def test_a_fork_beside_a_copy_that_its_caller_runs_counts_it_in_the_parent_alone
     run_alone(forked_beside_a_copy_of_a_callers, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
 
 
+def ticks_of(transfer: Any) -> Any:
+    """Return by what *transfer* is called where its source is a stream, None where it is none."""
+    moderation = transfer._engine._moderation
+    return moderation and moderation._ticks
+
+
 def forked_while_moderated() -> None:
-    """Fork while a byte may wait for company (for the test below)."""
+    """Fork while a byte may wait for company (for the test below).
+
+    HALF says whether it ticks twice as often.
+    """
+    period = PERIOD
+    if os.environ["HALF"] == "1":
+        period = PERIOD / 2
+        _moderation._PLENTY = _moderation._PLENTY_NO_MORE = -1  # type: ignore[misc]
     line, due = Line(*connected(), *connected()), []
     original = Pump.on_due
 
@@ -272,7 +285,8 @@ def forked_while_moderated() -> None:
         assert receive(slow.backend, 1) == b"x"
         gevent.sleep(0.001)
     stream = Stream(line)
-    stream.write_until_moderated(transfer)
+    while not due or ticks_of(transfer) is None or ticks_of(transfer).period != period:
+        stream.write()
 
     def work() -> None:
         gevent.sleep(0.2)  # twice the bound
@@ -289,5 +303,6 @@ def forked_while_moderated() -> None:
     close(*line, *slow)
 
 
-def test_the_timer_of_a_moderated_transfer_is_the_parents_alone() -> None:
-    run_alone(forked_while_moderated, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+@pytest.mark.parametrize("half", ["0", "1"])
+def test_the_timer_of_a_moderated_transfer_is_the_parents_alone(half: str) -> None:
+    run_alone(forked_while_moderated, HALF=half, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)

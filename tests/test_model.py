@@ -64,7 +64,7 @@ def _hub_deadline() -> None:
 @pytest.mark.parametrize("is_eager", [False, True], ids=["", "moderated wherever it can be"])
 def test_no_story_loses_a_byte(is_eager: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_eager:
-        make_eager(monkeypatch, reads=4, rounds=2)
+        make_eager(monkeypatch, reads=4, rounds=2, plenty=64 * 1024)
     run_state_machine_as_test(Transfers, settings=SHORT)
     for what in WHAT_THERE_HAS_TO_BE:
         assert Transfers.counts[what], f"in no story there was: {what}"

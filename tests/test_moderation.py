@@ -30,6 +30,7 @@ import gsplice
 from gsplice import _moderation
 from gsplice._moderation import PERIOD
 from gsplice._pump import Pump
+from gsplice._ticks import Ticks
 
 #: Seconds, generous, so that what waits for the bound can be told from what does not.
 LONG_BOUND = 4.0
@@ -153,7 +154,7 @@ def test_the_end_waits_for_no_tick(
 ) -> None:
     client, source, sink, backend = stream.line
     spawn(receive, backend)
-    monkeypatch.setattr(_moderation, "PERIOD", LONG_BOUND)
+    monkeypatch.setattr(_moderation, "Ticks", lambda fd, _period: Ticks(fd, LONG_BOUND))
     transfer = gsplice.Transfer(source, sink).start()
     stream.write_until_moderated(transfer)
     began = time.monotonic()
@@ -236,7 +237,7 @@ def test_large_writes(stream: Stream, spawn: Spawn) -> None:
     received = spawn(receive, stream.line.backend)
     transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
     for _ in range(500):
-        stream.write(size=50_000)
+        stream.write(size=100_000)
         assert not is_stream(transfer)
     stream.end(transfer, received)
 

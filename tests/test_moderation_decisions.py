@@ -76,8 +76,9 @@ POLLED = (0.000_05, 2_000)
     ("pace", "average", "is_polled"),
     [
         (*POLLED, True),
-        (0.000_02, 32_767, True),
-        (0.000_02, 32_768, False),  # joined by the kernel
+        (0.000_02, 81_919, True),
+        (0.000_02, 81_920, False),  # joined by the kernel
+        (0.000_01, 60_000, False),  # too much for two ticks in a millisecond
         (0.000_11, 2_000, False),  # too slow
     ],
 )
@@ -154,10 +155,32 @@ def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Wat
 def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)
-    assert watched.ticks(2_400_000, 100) == 100
-    assert not watched.tick(2_500_000)
+    assert watched.ticks(2_600_000, 100) == 100
+    assert not watched.tick(2_700_000)
     assert watched.patience == PATIENCE
     assert not watched.look(150_000, pace)  # its writes are large ones by now
+
+
+def test_where_much_flows_it_ticks_twice_as_often_until_less_does(watched: Watched) -> None:
+    """Else the sender, who may have no more under way, would stand still between two ticks."""
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    ticks = watched.moderation._ticks
+    assert ticks is not None
+    periods = [PERIOD]
+    for megabytes_in_a_period in (1.83, 1.85, 1.65, 1.63, 1.83):
+        count = int(megabytes_in_a_period * periods[-1] / PERIOD * 1_000_000)
+        assert watched.tick(count, seconds=periods[-1])
+        periods.append(ticks.period)
+    assert periods == [PERIOD, PERIOD, PERIOD / 2, PERIOD / 2, PERIOD, PERIOD]
+
+
+def test_what_a_late_tick_finds_is_not_taken_for_much(watched: Watched) -> None:
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    assert watched.tick(5_000_000, seconds=3 * PERIOD)
+    assert watched.moderation._ticks is not None
+    assert watched.moderation._ticks.period == PERIOD
 
 
 def test_the_last_bytes_of_a_limit_are_waited_for(watched: Watched) -> None:

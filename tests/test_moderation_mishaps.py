@@ -7,6 +7,7 @@ import os
 
 import gevent
 import pytest
+from eagerness import make_eager
 from faults import Fault, always, failing, injected
 from gevent import socket
 from gevent.exceptions import ConcurrentObjectUseError
@@ -26,9 +27,16 @@ from peers import (
 from races import before_method
 
 import gsplice
-from gsplice import _gevent, _moderation
+from gsplice import _gevent, _ticks
 from gsplice._moderation import PATIENCE
 from gsplice._pump import Pump
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["", "half periods"])
+def _pace_of_ticks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have it tick each period, or twice as often from the first tick on."""
+    make_eager(monkeypatch, plenty=-1 if request.param else None)
+
 
 # What the system may refuse.
 
@@ -63,7 +71,7 @@ def test_where_there_is_no_fd_left_a_stream_is_waited_for_as_ever(
     def no_fd() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(_moderation, "_epoll", no_fd)
+    monkeypatch.setattr(_ticks, "_epoll", no_fd)
     received = spawn(receive, stream.line.backend)
     transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
     stream.write(200)

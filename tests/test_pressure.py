@@ -56,7 +56,7 @@ def test_a_thousand_relays_at_once_leave_nothing_behind() -> None:
     check_streams(run)
     assert run.clients["CLEAN"] == run.count * len(run.after)
     stalled = 50
-    polled = run.count // 10  # at a time, at the most: those have an fd more (`_moderation`)
+    polled = run.count // 10  # at a time, at the most: those have an fd or two more (`_ticks`)
     for half in run.at_half:
         assert half.connections == run.count - run.count * 2 // 100
         assert half.fds <= run.before.fds + 2 * run.count + 2 * half.pipes + RESERVED + polled
