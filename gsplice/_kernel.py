@@ -17,16 +17,16 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
-ctypes: ModuleType | None
-try:
-    # Here, and not where it is needed: that is in the hub, which an import would hold up.
-    import ctypes
-except ImportError:  # Python was built without libffi
-    ctypes = None
-_library: Final = ctypes and ctypes.CDLL(None, use_errno=True)
+# The C library, for what CPython has not. It is imported here, and not where it is needed: that is
+# in the hub, which an import would hold up. On 32 bits a struct itimerspec may be another one.
+_libc: Any = None
+if sys.platform == "linux" and struct.calcsize("l") == 8:
+    with contextlib.suppress(ImportError, OSError):  # Python without libffi, a static C library
+        import ctypes
+
+        _libc = ctypes.CDLL(None, use_errno=True)
 
 #: What a kernel, a file system or a limit says that will not splice this pair. Nothing has been
 #: consumed when it comes, so the same bytes can be copied (splice(2), sendfile(2), pipe(2)).
@@ -135,14 +135,14 @@ def empty_pipe(fd: int) -> bytes:
 
 def open_timer() -> int:
     """Return a timerfd(2), not started yet: non-blocking, closed on exec."""
-    return _call_library("timerfd_create", time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    return _call_libc("timerfd_create", time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def start_timer(timer: int, period: float) -> None:
     """Have *timer* be readable each *period* seconds from now on; never, where that is 0."""
     seconds, nanoseconds = divmod(round(period * 1e9), 10**9)
-    every = struct.pack("@4l", *(seconds, nanoseconds) * 2)  # a struct itimerspec
-    _call_library("timerfd_settime", timer, 0, every, None)
+    itimerspec = struct.pack("4l", *(seconds, nanoseconds) * 2)
+    _call_libc("timerfd_settime", timer, 0, itimerspec, None)
 
 
 def take_tick(timer: int) -> None:
@@ -151,14 +151,12 @@ def take_tick(timer: int) -> None:
         os.read(timer, 8)
 
 
-def _call_library(function: str, *arguments: int | bytes | None) -> int:
-    """Return what *function* of the C library does, where CPython has none of its own.
-
-    ``os.timerfd_create`` is in CPython from 3.13.
-    """
-    if ctypes is None:
+def _call_libc(name: str, *arguments: int | bytes | None) -> int:
+    """Call a function that ``os`` has not on each CPython (``timerfd_create``: from 3.13 on)."""
+    function = getattr(_libc, name, None)
+    if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    result: int = getattr(_library, function)(*arguments)
+    result: int = function(*arguments)
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -38,7 +38,7 @@ from gsplice import _gevent
 from gsplice._gevent import GeventSocket
 from gsplice._ticks import Ticks
 
-#: Seconds from one tick to the next, and the least that a bound can be: event loops count in these.
+#: Seconds: the least that a bound can be, and that every event loop can wait for.
 PERIOD: Final = 0.001
 #: Reads in a row that make a stream, at first. Each time that it was a mistake it takes four times
 #: as many to try again.
@@ -46,13 +46,19 @@ PATIENCE: Final = 32
 _MOST_PATIENCE: Final = 32 * 4**5
 #: Seconds from one read to the next, on the average, that are quick.
 _QUICK: Final = PERIOD / 10
-#: Bytes: reads that bring fewer, on the average, are small.
+#: Bytes: reads that bring fewer, on the average, are small. (Measured: see ``bench/NOTES.rst``.)
 _SMALL: Final = 80 * 1024
-#: Bytes in a period: where more flows it ticks twice as often, until less does. Between two ticks a
-#: sender fills its send buffer, has no room for more (half of ``tcp_wmem``'s 4 MiB is overhead) and
-#: would stand still.
+#: Bytes in a period. Where more flows it ticks twice as often: between two ticks a sender fills its
+#: send buffer, has no room for more (half of ``tcp_wmem``'s 4 MiB is overhead), and would stand
+#: still.
 _PLENTY: Final = 1800 * 1024
+#: Bytes in a period. Where less flows it ticks once again; it is less than the above because a flow
+#: is never quite even.
 _PLENTY_NO_MORE: Final = 1600 * 1024
+#: Bytes in a period. Where more flows, two ticks in it do not take it; it is left alone, at once or
+#: when it has been a stream for so many ticks: its reads may be large ones by now.
+_MUCH: Final = 5200 * 1024
+_TERM: Final = 64
 #: Bytes: a tick that finds less has found a pause.
 _LITTLE: Final = 4 * 1024
 #: After so many ticks it is seen whether they bring less than this part of what came before. What
@@ -62,10 +68,6 @@ _SLOWER: Final = 0.75
 _FADING: Final = 0.9
 #: A stream that was one for so many ticks was no mistake, however it ends.
 _PROVEN: Final = 4
-#: Bytes: what two ticks in a period would not take is left alone. After so many ticks, where one
-#: finds so much, it is looked at anew: reads may be large ones by now.
-_MUCH: Final = 2600 * 1024
-_TERM: Final = 64
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
@@ -88,7 +90,8 @@ class Moderation:
     """Decides when one source is a stream, and ticks as long as it is.
 
     :param source: a socket.
-    :param due: called in the hub at each tick; where it takes what is there it calls `found`.
+    :param due: called in the hub at each tick. Where it takes what is there it calls `take_tick`
+        before, and `found` after it.
     """
 
     __slots__ = (
@@ -98,11 +101,11 @@ class Moderation:
         "_may_begin",
         "_moved",
         "_moved_before",
-        "_number",
         "_patience",
         "_raw",
         "_segments",
         "_since",
+        "_tick_count",
         "_ticks",
     )
 
@@ -118,7 +121,7 @@ class Moderation:
         self._flow_before = 0  # bytes in a period, where each read was waited for
         # Of a stream:
         self._ticks: Ticks | None = None
-        self._number = 0  # of ticks
+        self._tick_count = 0
         self._began = 0.0
         self._moved_before = 0
 
@@ -143,7 +146,7 @@ class Moderation:
             is_quick = elapsed < self._patience * _QUICK
             is_small = count < self._patience * _SMALL
             goes_on = remaining is None or remaining > flow
-            if is_quick and is_small and flow < 2 * _MUCH and goes_on:
+            if is_quick and is_small and flow < _MUCH and goes_on:
                 self._begin()
         return self._reads_to_go()
 
@@ -156,19 +159,19 @@ class Moderation:
             return NEVER  # the tick before was late
         count, self._moved = moved - self._moved, moved
         self._since = now
-        self._number += 1
+        self._tick_count += 1
         flow = count / elapsed * PERIOD
-        is_mistake = self._number in (_TRIAL, _TERM) and self._is_slower()
+        is_mistake = self._tick_count in (_TRIAL, _TERM) and self._is_slower()
         if is_mistake or count < _LITTLE or self._has_answered():
-            self._end(is_mistake or self._number < _PROVEN)
-        elif self._number >= _TERM and count > _MUCH:
+            self._end(is_mistake or self._tick_count < _PROVEN)
+        elif self._tick_count >= _TERM and flow > _MUCH:
             self._end(False)
         elif remaining is not None and remaining <= count:
             self._end(False)  # the last bytes are not worth a wait
         elif flow > _PLENTY:
-            ticks.halve(True)
+            ticks.set_halved(True)
         elif flow < _PLENTY_NO_MORE:
-            ticks.halve(False)
+            ticks.set_halved(False)
         return self._reads_to_go()
 
     def wait(self) -> bool:
@@ -211,7 +214,7 @@ class Moderation:
             self._may_begin = False
             return
         self._moved_before, self._began = self._moved, self._since
-        self._number = 0
+        self._tick_count = 0
 
     def _end(self, is_mistake: bool) -> None:
         self._patience = min(self._patience * 4, _MOST_PATIENCE) if is_mistake else PATIENCE

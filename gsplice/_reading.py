@@ -57,12 +57,12 @@ class ReadingDirection(WatchingDirection):
 
     def on_due(self) -> None:
         """A tick: take what is there."""
-        self._in_step = True
         try:
+            self._in_step = True
             if self._moderation is not None:
                 self._tick(self._moderation)
             self._step_is_made()
-        except BaseException as error:
+        except BaseException as error:  # a signal's, for which gevent stops this watcher
             self._failed(error)
 
     def _read(self, events: int = 1) -> None:

@@ -1,6 +1,6 @@
 """Faults at system calls, to see what becomes of the bytes.
 
-All system calls of the data path go through three things: the ``os`` and the ``fcntl`` that
+All system calls of the data path go through these: the ``os``, the ``fcntl`` and the C library that
 `gsplice._kernel` sees, and the C socket under each of gevent's. While `injected` lasts one call of
 theirs is counted, and something else than usual happens at its n-th time. Everything else is real.
 """
@@ -187,6 +187,7 @@ def injected(*faults: Fault, sockets: Sequence[socket.socket] = ()) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_kernel, "os", _Disturbed(os, faults))
         patch.setattr(_kernel, "fcntl", _Disturbed(fcntl, faults))
+        patch.setattr(_kernel, "_libc", _Disturbed(_kernel._libc, faults))
         for sock, disturbed in zip(sockets, standing, strict=True):
             sock._sock = disturbed
         try:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from eagerness import make_eager
 from gevent import socket
-from peers import Line, MakeLine, is_stream, pattern
+from peers import Line, MakeLine, pattern, ticks_of
 
 import gsplice
 from gsplice import _gevent
@@ -41,10 +41,14 @@ class Stream:
         self.line.client.sendall(piece)
         self.sent += piece
 
-    def write_until_moderated(self, transfer: Any, size: int = SMALL) -> None:
+    def write_until_moderated(
+        self, transfer: Any, size: int = SMALL, period: float | None = None
+    ) -> None:
+        """Write until it ticks; each *period* seconds, where that is given."""
         for _ in range(5000):
             self.write(size=size)
-            if is_stream(transfer):
+            ticks = ticks_of(transfer)
+            if ticks is not None and period in (None, ticks.period):
                 return
         pytest.fail("a stream of 5,000 writes was not moderated")
 

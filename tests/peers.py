@@ -198,8 +198,13 @@ def small_buffers(sock: socket.socket) -> None:
 
 def is_stream(transfer: Any) -> bool:
     """Return whether *transfer*, or one leg of a relay, takes its source for a stream now."""
+    return ticks_of(transfer) is not None
+
+
+def ticks_of(transfer: Any) -> Any:
+    """Return what *transfer*, or one leg of a relay, is called by; None where it is no stream."""
     moderation = getattr(transfer._engine, "_moderation", None)  # only sockets are moderated
-    return moderation is not None and moderation.is_stream
+    return moderation and moderation._ticks
 
 
 def fill(sock: socket.socket) -> int:

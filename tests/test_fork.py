@@ -27,7 +27,7 @@ from forks import (
     move_own_bytes,
     pipes_of,
 )
-from gevent import get_hub, socket
+from gevent import get_hub
 from gevent.os import fork_and_watch, fork_gevent, waitpid
 from moderated import Stream
 from peers import (
@@ -39,6 +39,7 @@ from peers import (
     receive,
     run_alone,
     send_and_end,
+    ticks_of,
     wait_until,
     waits_to_write,
 )
@@ -254,12 +255,6 @@ def test_a_fork_beside_a_copy_that_its_caller_runs_counts_it_in_the_parent_alone
     run_alone(forked_beside_a_copy_of_a_callers, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
 
 
-def ticks_of(transfer: Any) -> Any:
-    """Return by what *transfer* is called where its source is a stream, None where it is none."""
-    moderation = transfer._engine._moderation
-    return moderation and moderation._ticks
-
-
 def forked_while_moderated() -> None:
     """Fork while a byte may wait for company (for the test below).
 
@@ -293,13 +288,16 @@ def forked_while_moderated() -> None:
         assert os.getpid() not in due
         assert line.source._read_event.callback is None, "the child may read it itself"
 
-    wait = in_child(work, fork_gevent)
-    stream.write(100)
-    line.client.shutdown(socket.SHUT_WR)
-    assert receive(line.backend, len(stream.sent)) == stream.sent
-    assert transfer.get(timeout=20) == len(stream.sent)
-    wait()
+    child = gevent.spawn(in_child(work, fork_gevent))
+    received = gevent.spawn(receive, line.backend)  # after the fork: the child would have it too
+    while not child.ready():
+        stream.write()
+    child.get()
+    due.clear()
+    while not due:  # it goes on to tick
+        stream.write()
     slowly.stop()
+    stream.end(transfer, received)
     close(*line, *slow)
 
 

@@ -37,10 +37,10 @@ class Watched:
         self._moved += count
         return self._is_stream(self.moderation.found(self._moved, remaining))
 
-    def ticks(self, count: int, most: int = 60) -> int:
+    def ticks(self, count: int, most: int = 60, seconds: float = PERIOD) -> int:
         """Let it tick, and find *count* bytes each time; return how often it was still a stream."""
         for number in range(most):
-            if not self.tick(count):
+            if not self.tick(count, seconds):
                 return number
         return most
 
@@ -155,8 +155,10 @@ def test_what_ends_at_once_again_and_again_is_tried_ever_less_often(watched: Wat
 def test_a_long_stream_is_looked_at_anew_where_ticks_find_much(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)
-    assert watched.ticks(2_600_000, 100) == 100
-    assert not watched.tick(2_700_000)
+    assert watched.tick(2_600_000)
+    assert watched.ticks(2_600_000, 100, seconds=PERIOD / 2) == 100
+    assert watched.tick(5_300_000, seconds=PERIOD)  # a late one, not a faster flow
+    assert not watched.tick(2_700_000, seconds=PERIOD / 2)
     assert watched.patience == PATIENCE
     assert not watched.look(150_000, pace)  # its writes are large ones by now
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
 import gevent
 import pytest
@@ -17,9 +18,9 @@ from peers import (
     Spawn,
     assert_below,
     cpu_time_of_waiting,
+    error_of,
     is_stream,
     pattern,
-    peeked,
     receive,
     wait_until,
     waits_to_read,
@@ -28,14 +29,16 @@ from races import before_method
 
 import gsplice
 from gsplice import _gevent, _ticks
-from gsplice._moderation import PATIENCE
+from gsplice._moderation import PERIOD
 from gsplice._pump import Pump
 
 
-@pytest.fixture(autouse=True, params=[False, True], ids=["", "half periods"])
-def _pace_of_ticks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have it tick each period, or twice as often from the first tick on."""
-    make_eager(monkeypatch, plenty=-1 if request.param else None)
+@pytest.fixture(params=[PERIOD, PERIOD / 2], ids=["whole period", "half period"])
+def period(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds from one tick to the next, from the second one on."""
+    if request.param < PERIOD:
+        make_eager(monkeypatch, plenty=-1)
+    return request.param
 
 
 # What the system may refuse.
@@ -80,12 +83,12 @@ def test_where_there_is_no_fd_left_a_stream_is_waited_for_as_ever(
 
 
 def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
-    stream: Stream, spawn: Spawn
+    stream: Stream, spawn: Spawn, period: float
 ) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer)
+    stream.write_until_moderated(transfer, period=period)
     with injected(Fault("getsockopt", failing(errno.ENOMEM)), sockets=[source]):
         # The engine has the socket from before.
         transfer._engine._moderation._raw = source._sock
@@ -98,27 +101,55 @@ def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
 
 
 def test_a_stop_right_before_a_tick_leaves_what_has_come_in_the_source(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch, spawn: Spawn
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, spawn: Spawn, period: float
 ) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
-    before_method(monkeypatch, Pump, "on_due", transfer.stop)
-    stream.write_until_moderated(transfer)
-    stream.write(4)
-    wait_until(transfer.ready)
-    left = peeked(source)
+    tick = 1 if period == PERIOD else 2
+    before_method(monkeypatch, Pump, "on_due", transfer.stop, tick)
+    while not transfer.ready():
+        stream.write()
+    taken = transfer.moved + len(transfer.undelivered)
+    left = receive(source, len(stream.sent) - taken)
+    sink.shutdown(socket.SHUT_WR)
+    assert received.get() + transfer.undelivered + left == stream.sent
+
+
+def test_what_a_signal_handler_raises_at_a_tick_ends_the_transfer(
+    stream: Stream,
+    monkeypatch: pytest.MonkeyPatch,
+    spawn: Spawn,
+    hub_errors: list[Any],
+    period: float,
+) -> None:
+    """Else nothing would end it any more: gevent stops the watcher whose callback raises."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer, period=period)
+    before_method(monkeypatch, Pump, "_tick", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stream.write(5000)
+    hub_errors.clear()
+    assert isinstance(error_of(transfer.get, 5), gsplice.TransferStopped)
+    taken = transfer.moved + len(transfer.undelivered)
+    left = receive(source, len(stream.sent) - taken)
     sink.shutdown(socket.SHUT_WR)
     assert received.get() + transfer.undelivered + left == stream.sent
 
 
 def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
-    stream: Stream, spawn: Spawn
+    stream: Stream, spawn: Spawn, period: float
 ) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer)
+    stream.write_until_moderated(transfer, period=period)
     source.close()
     transfer.wait(5)
     assert isinstance(transfer.exception, socket.cancel_wait_ex)
@@ -128,12 +159,12 @@ def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
 
 @pytest.mark.parametrize("size", [SMALL, SPLICED])
 def test_a_second_reader_is_refused_and_the_stream_goes_on(
-    stream: Stream, size: int, spawn: Spawn
+    stream: Stream, size: int, spawn: Spawn, period: float
 ) -> None:
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer, size)
+    stream.write_until_moderated(transfer, size, period)
     second = gsplice.Transfer(source, sink).start()
     second.wait(5)
     assert isinstance(second.exception, ConcurrentObjectUseError)
@@ -158,11 +189,11 @@ def test_a_source_that_somebody_waits_for_is_not_claimed_and_they_go_on_waiting(
 
 
 @pytest.mark.parametrize("has_ended", [False, True])
-def test_a_stalled_sink_costs_no_ticks(stream: Stream, has_ended: bool) -> None:
+def test_a_stalled_sink_costs_no_ticks(stream: Stream, has_ended: bool, period: float) -> None:
     client, source, sink, backend = stream.line
-    received = gevent.spawn(receive, backend, 2 * PATIENCE * SMALL)
+    received = gevent.spawn(receive, backend, 5000 * SMALL)
     transfer = gsplice.Transfer(source, sink).start()
-    stream.write_until_moderated(transfer)
+    stream.write_until_moderated(transfer, period=period)
     received.kill()
     client.setblocking(False)
     stalled = transfer.moved
