@@ -73,15 +73,17 @@ class MethodCopy(Direction):
         self._greenlet = gevent.spawn(self._run_alone)
 
     def join(self) -> None:
-        """Wait until its greenlet, which has been interrupted, waits for nothing any more."""
-        own, self._greenlet = self._greenlet, None
+        """Wait until its greenlet, which has been interrupted, waits for nothing any more.
+
+        Others may wait for that as well, and who does may be interrupted and ask again.
+        """
         current = gevent.getcurrent()
         if current is gevent.get_hub():
             return
-        if own not in (None, current):
-            own.join()
+        if self._greenlet not in (None, current):
+            self._greenlet.join()
         elif self._caller not in (None, current):
-            self._left = Event()
+            self._left = self._left or Event()
             self._left.wait()
 
     def _run_alone(self) -> None:

@@ -19,11 +19,16 @@ from peers import (
     receive,
     small_buffers,
     wait_until,
+    waits_to_read,
     waits_to_write,
 )
 from tasks import MakeTask, each_task, end_both
 
 import gsplice
+
+
+class Interruption(Exception):
+    """What is thrown at who stops a transfer."""
 
 
 @contextlib.contextmanager
@@ -85,6 +90,46 @@ def test_second_stop_does_nothing(line: MakeLine, make: MakeTask) -> None:
     first = task.exception
     task.stop()
     assert task.exception is first
+
+
+@each_task
+@pytest.mark.parametrize("kind", ["tcp", "tls"])
+@pytest.mark.parametrize("is_started", [True, False], ids=["started", "run by its caller"])
+def test_several_who_stop_it_at_once_have_the_sockets_free_each(
+    line: MakeLine, spawn: Spawn, make: MakeTask, kind: str, is_started: bool
+) -> None:
+    ends = line(kind)
+    task = make(ends.source, ends.sink)
+    waiting = spawn(error_of, (task.start() if is_started else task).run)
+    wait_until(lambda: waits_to_read(ends.source))
+
+    def stop() -> bool:
+        task.stop()
+        return waits_to_read(ends.source)
+
+    stopping = [spawn(stop) for _ in range(3)]
+    assert [greenlet.get(timeout=5) for greenlet in stopping] == [False] * 3
+    assert isinstance(waiting.get(timeout=5), gsplice.TransferStopped)
+
+
+@each_task
+@pytest.mark.parametrize("is_started", [True, False], ids=["started", "run by its caller"])
+def test_who_is_interrupted_while_it_is_stopped_stops_it_again(
+    line: MakeLine, spawn: Spawn, make: MakeTask, is_started: bool
+) -> None:
+    """A time-out that strikes the caller of a copy, and a kill right behind it, do just that."""
+    ends = line("tls")
+    task = make(ends.source, ends.sink)
+    waiting = spawn(error_of, (task.start() if is_started else task).run)
+    wait_until(lambda: waits_to_read(ends.source))
+    interrupt = gevent.getcurrent().throw
+    gevent.get_hub().loop.run_callback(interrupt, Interruption)
+    with pytest.raises(Interruption):
+        task.stop()
+    assert waits_to_read(ends.source), "it was interrupted too late"
+    task.stop()
+    assert not waits_to_read(ends.source)
+    assert isinstance(waiting.get(timeout=5), gsplice.TransferStopped)
 
 
 @each_task
