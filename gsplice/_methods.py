@@ -80,8 +80,10 @@ class MethodCopy(Direction):
         current = gevent.getcurrent()
         if current is gevent.get_hub():
             return
-        if self._greenlet not in (None, current):
-            self._greenlet.join()
+        own = self._greenlet
+        if own not in (None, current):
+            own.join()
+            self._greenlet = None  # no more to wait for
         elif self._caller not in (None, current):
             self._left = self._left or Event()
             self._left.wait()
