@@ -153,7 +153,7 @@ class Moderation:
     def found(self, moved: int, remaining: int | None) -> int:
         """Take note of what a tick has found; the parameters and the result are those of `read`."""
         ticks, now = self._ticks, time.monotonic()
-        assert ticks is not None
+        assert ticks is not None  # it is a stream
         elapsed = now - self._since
         if elapsed < ticks.period / 2:
             return NEVER  # the tick before was late
@@ -183,13 +183,13 @@ class Moderation:
 
     def take_tick(self) -> None:
         """Take the tick that is due, so that the next one comes in its time."""
-        if self._ticks is not None:
-            self._ticks.take()
+        assert self._ticks is not None  # it is a stream
+        self._ticks.take()
 
     def pause(self) -> None:
         """Do not tick until `wait` is called: what was read waits for the sink."""
-        if self._ticks is not None:
-            self._ticks.pause()
+        assert self._ticks is not None  # it is a stream
+        self._ticks.pause()
 
     def abandon(self) -> None:
         """Never tick again, in a forked child, and leave the parent's watchers alone."""

@@ -59,8 +59,9 @@ class ReadingDirection(WatchingDirection):
         """A tick: take what is there."""
         try:
             self._in_step = True
-            if self._moderation is not None:
-                self._tick(self._moderation)
+            moderation = self._moderation
+            if moderation is not None and moderation.is_stream:
+                self._tick(moderation)
             self._step_is_made()
         except BaseException as error:  # a signal's, for which gevent stops this watcher
             self._failed(error)

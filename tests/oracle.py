@@ -168,6 +168,12 @@ class Writer:
 
     def _end(self) -> None:
         self._counts["half-close"] += 1
+        if isinstance(self._socket, ssl.SSLSocket):
+            session = _gevent.tls_session(self._socket)
+            while session is not None and session.pending():
+                # The reader has a part of a record: the alert would have the rest thrown away, and
+                # without one this would be no half-close (`gsplice._shutdown`).
+                gevent.sleep(0.001)
         half_close(self._socket)
 
 
