@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 # The C library, for what CPython has not. It is imported here, and not where it is needed: that is
-# in the hub, which an import would hold up.
+# in the hub, which an import would hold up. Where a ``long`` is shorter, a struct itimerspec may be
+# another than that of `start_timer`.
 _libc: Any = None
 with contextlib.suppress(ImportError, OSError):  # Python without libffi, a static C library
     import ctypes
 
-    _libc = ctypes.CDLL(None, use_errno=True)
+    _libc = ctypes.CDLL(None, use_errno=True) if struct.calcsize("l") == 8 else None
 
 #: What a kernel, a file system or a limit says that will not splice this pair. Nothing has been
 #: consumed when it comes, so the same bytes can be copied (splice(2), sendfile(2), pipe(2)).
@@ -58,8 +59,6 @@ MSG_MORE: Final[int] = getattr(socket, "MSG_MORE", 0)
 _READ_SIZE: Final = 1024 * 1024
 #: Linux's number for terminals is that for sockets (linux/sockios.h); elsewhere it is not.
 _HAVE_OUTQ: Final = sys.platform == "linux"
-#: Where a ``long`` is shorter, a struct itimerspec may have something else in it.
-_HAVE_LONG_TIMES: Final = struct.calcsize("l") == 8
 _F_SETPIPE_SZ: Final = getattr(fcntl, "F_SETPIPE_SZ", 1031)
 _F_GETPIPE_SZ: Final = getattr(fcntl, "F_GETPIPE_SZ", 1032)
 
@@ -154,7 +153,7 @@ def take_tick(timer: int) -> None:
 
 def _call_libc(name: str, *arguments: int | bytes | None) -> int:
     """Call a function that ``os`` has not on each CPython (``timerfd_create``: from 3.13 on)."""
-    function = getattr(_libc, name, None) if _HAVE_LONG_TIMES else None
+    function = getattr(_libc, name, None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     result: int = function(*arguments)

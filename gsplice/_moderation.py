@@ -52,8 +52,8 @@ _SMALL: Final = 80 * 1024
 #: send buffer, has no room for more (half of ``tcp_wmem``'s 4 MiB is overhead), and would stand
 #: still.
 _PLENTY: Final = 1800 * 1024
-#: Bytes in a period. Where less flows it ticks once again; it is less than the above because a flow
-#: is never quite even.
+#: Bytes in a period. Where less flows it ticks once in it again; that is less than the above
+#: because a flow is never quite even.
 _PLENTY_NO_MORE: Final = 1600 * 1024
 #: Bytes in a period. Where more flows, two ticks in it do not take it; it is left alone, at once or
 #: when it has been a stream for so many ticks: its reads may be large ones by now.

@@ -27,10 +27,6 @@ from tasks import MakeTask, each_task, end_both
 import gsplice
 
 
-class Interruption(Exception):
-    """What is thrown at who stops a transfer."""
-
-
 @contextlib.contextmanager
 def unflushed(ends: Line) -> Iterator[gsplice.Transfer]:
     """Make a transfer to a writer that has 900,000 bytes to flush first; nobody reads them yet."""
@@ -123,8 +119,8 @@ def test_who_is_interrupted_while_it_is_stopped_stops_it_again(
     waiting = spawn(error_of, (task.start() if is_started else task).run)
     wait_until(lambda: waits_to_read(ends.source))
     interrupt = gevent.getcurrent().throw
-    gevent.get_hub().loop.run_callback(interrupt, Interruption)
-    with pytest.raises(Interruption):
+    gevent.get_hub().loop.run_callback(interrupt, gevent.GreenletExit)
+    with pytest.raises(gevent.GreenletExit):
         task.stop()
     assert waits_to_read(ends.source), "it was interrupted too late"
     task.stop()
