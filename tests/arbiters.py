@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gevent
 from dialled import DialledProgram
 from gevent import socket
+from gevent.event import Event
 from peers import Spawn, pattern, receive, send_and_end
 from programs import PATIENCE
 
@@ -174,25 +175,27 @@ def runs(pid: int) -> bool:
     return "(zombie)" not in read(f"/proc/{pid}/status") and os.path.exists(f"/proc/{pid}")
 
 
-def send_half(sock: socket.socket) -> None:
-    """Send the first half of what `finish` sends the second half of."""
-    sock.sendall(pattern(2 * HALF)[:HALF])
-
-
-def finish(sock: socket.socket, so_far: bytes = b"") -> None:
-    """Send the second half; all of it must have come back then, and the end of file."""
-    sender = gevent.spawn(send_and_end, sock, pattern(2 * HALF)[HALF:])
-    assert so_far + receive(sock) == pattern(2 * HALF)
-    sender.get()
+def send_in_halves(sock: socket.socket, goes_on: Event) -> None:
+    """Send one half; the other one, and the end of file, once it *goes_on*."""
+    data = pattern(2 * HALF)
+    sock.sendall(data[:HALF])
+    goes_on.wait()
+    send_and_end(sock, data[HALF:])
 
 
 def begin_in_each_worker(program: Gunicorn, spawn: Spawn) -> dict[int, Callable[[], None]]:
     """Have a transfer under way in each worker; return what finishes and checks it."""
     transfers = {}
     for pid in sorted(program.workers()):
-        sock = program.dial_worker(pid)
-        spawn(send_half, sock)
+        sock, goes_on = program.dial_worker(pid), Event()
+        spawn(send_in_halves, sock, goes_on)
         so_far = receive(sock, 1000)  # it has begun, and the rest of the half is in flight
-        transfers[pid] = lambda sock=sock, so_far=so_far: finish(sock, so_far)
+        transfers[pid] = partial(finish, sock, so_far, goes_on)
     assert len(transfers) == 2
     return transfers
+
+
+def finish(sock: socket.socket, so_far: bytes, goes_on: Event) -> None:
+    """Have the second half sent; all of it must have come back then, and the end of file."""
+    goes_on.set()
+    assert so_far + receive(sock) == pattern(2 * HALF)
