@@ -101,19 +101,20 @@ class Pump(ReadingDirection):
 
     # What the hub calls.
 
-    def _read(self, events: int = 1) -> None:
-        self._in_step = True
+    def on_readable(self) -> None:
+        """The source has bytes, its end, or an error; see `ReadingDirection`."""
         try:
+            self._in_step = True
             if self._owner is None:
                 return
-            if not (self._splice() if self._streaming else self._copy()):
-                self._wait()
-            self._until_look -= 1
-            if not self._until_look:
-                self._look()
-            if events < 0:
-                self._poll_again()
-            # `_step_is_made`, inline: it is the path of every small message.
+            # `_holds_bytes` and `_step_is_made` stand here inline: it is the path of every small
+            # message.
+            if self._pipe is None and not self._pending:
+                if not (self._splice() if self._streaming else self._copy()):
+                    self._wait()
+                self._until_look -= 1
+                if not self._until_look:
+                    self._look()
             self._in_step = False
             if self._end_is_due is not None:
                 self.fail(self._end_is_due)

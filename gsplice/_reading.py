@@ -6,6 +6,7 @@ tick where the source is a stream (`_moderation`). One that holds bytes waits fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from gsplice import _account, _gevent, _hub
@@ -22,7 +23,7 @@ _CAUGHT_UP: Final = 16 * 1024
 class ReadingDirection(WatchingDirection):
     """A direction from a real stream socket; how its bytes are moved is its subclass's affair."""
 
-    __slots__ = ("_moderation", "_source", "_turns", "_until_look")
+    __slots__ = ("_moderation", "_reported", "_source", "_turns", "_until_look")
 
     def __init__(
         self, source: SocketSource, count: int | None, moderation: float, owner: Owner
@@ -31,29 +32,30 @@ class ReadingDirection(WatchingDirection):
         self._source = source
         # None where the loop keeps the order of the report by itself.
         self._turns = _hub.resources().turns_on(_gevent.loop_of(source.socket))
+        self._reported: Callable[..., None] | None = None  # for the loop, from the first wait on
         self._moderation: Moderation | None = None  # made when there are enough reads to look at
         # So many reads:
         self._until_look = first_look(_account.active()) if moderation >= PERIOD else NEVER
 
     # What the hub calls.
 
-    def on_readable(self, events: int = 1) -> None:
-        """The source has bytes, its end, or an error."""
+    def on_readable(self) -> None:
+        """The source has bytes, its end, or an error: take what it has, and `_look` if it is time.
+
+        Called in a turn, it may hold bytes by now, which go first, or have ended: then do nothing.
+        """
+        raise NotImplementedError
+
+    def on_event(self, events: int) -> None:
+        """The same, for a loop that calls in the order of its report."""
         try:
-            turns = self._turns
-            if turns is None or not (turns.waiting or turns.loop.pendingcnt):
-                self._read(events)
-            else:
-                turns.wait(self)
+            self.on_readable()
+            if events < 0:
+                self._poll_again()
         except BaseException as error:  # a signal's, for which gevent stops this watcher
             if self._owner is None:
-                raise  # it has ended, with what it met in `_read`; this came on top, for the hub
+                raise  # it has ended, with what it met in there; this came on top, for the hub
             self._failed(error)
-
-    def read_in_turn(self) -> None:
-        """Read, unless it holds bytes, or has ended, by now."""
-        if not self._holds_bytes():
-            self._read()
 
     def on_due(self) -> None:
         """A tick: take what is there."""
@@ -65,10 +67,6 @@ class ReadingDirection(WatchingDirection):
             self._step_is_made()
         except BaseException as error:  # a signal's, for which gevent stops this watcher
             self._failed(error)
-
-    def _read(self, events: int = 1) -> None:
-        """Take what the source has, and `_look` when that is due."""
-        raise NotImplementedError
 
     # The steps.
 
@@ -125,8 +123,11 @@ class ReadingDirection(WatchingDirection):
         return self._moderation is not None and self._moderation.wait()
 
     def _wait_for_source(self) -> None:
+        if self._reported is None:
+            turns = self._turns
+            self._reported = self.on_event if turns is None else turns.enter(self)
         sock = self._source.socket
-        self._wait_for(sock, _gevent.read_watcher(sock), self.on_readable)
+        self._wait_for(sock, _gevent.read_watcher(sock), self._reported)
 
     def _look(self) -> None:
         """Drain a stream that was polled, or ask `Moderation` whether the source has become one."""
@@ -144,11 +145,18 @@ class ReadingDirection(WatchingDirection):
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody (in a forked child)."""
         super().abandon()
+        self._leave_turns()
         if self._moderation is not None:
             self._moderation.abandon()
 
     def _release(self) -> None:
         super()._release()
+        self._leave_turns()
         moderation, self._moderation = self._moderation, None  # it refers to this object
         if moderation is not None:
             moderation.close()
+
+    def _leave_turns(self) -> None:
+        reported, self._reported = self._reported, None  # it refers to this object
+        if reported is not None and self._turns is not None:
+            self._turns.leave()

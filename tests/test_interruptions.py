@@ -30,7 +30,7 @@ from peers import (
 from races import before_method
 
 import gsplice
-from gsplice import _hub
+from gsplice import _gevent, _hub
 from gsplice._pump import Pump
 
 IDLE, STALLED = "idle", "stalled"
@@ -118,18 +118,13 @@ def test_pool_holds_nothing_but_empty_pipes(line: MakeLine, spawn: Spawn) -> Non
 # In the middle of a step, and of an end.
 
 
-@pytest.mark.parametrize("step", ["_read", "_copy"])
-def test_what_a_signal_handler_raises_where_a_source_is_to_be_read_ends_the_transfer(
-    line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any], step: str
+def test_what_a_signal_handler_raises_where_a_source_is_read_ends_the_transfer(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any]
 ) -> None:
-    """Else nothing would end it any more: gevent stops the watcher whose callback raises."""
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
+    """In the middle of a step nobody could say what has been taken."""
     ends = line()
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
-    before_method(monkeypatch, Pump, step, interrupt)
+    interrupt_before(monkeypatch, "_copy")
     ends.client.sendall(b"hello")
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(5)
@@ -139,18 +134,42 @@ def test_what_a_signal_handler_raises_where_a_source_is_to_be_read_ends_the_tran
     assert not waits_to_read(ends.source)
 
 
-def test_what_a_signal_handler_raises_right_before_held_bytes_are_taken_back_leaks_no_pipe(
-    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+def test_what_a_signal_handler_raises_right_before_a_source_is_read_leaves_nobody_waiting(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any]
 ) -> None:
+    """Where a source's own watcher calls, gevent stops it; where there are turns, it does not."""
+    ends = line()
+    transfer = gsplice.Transfer(ends.source, ends.sink).start()
+    interrupt_before(monkeypatch, "on_readable")
+    ends.client.sendall(b"hello")
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(5)
+    hub_errors.clear()
+    if _gevent.calls_backwards(gevent.get_hub().loop):
+        assert receive(ends.backend, 5) == b"hello"
+        transfer.stop()
+    else:
+        assert isinstance(error_of(transfer.get, 5), gsplice.TransferStopped)
+        assert receive(ends.source, 5) == b"hello"
+    assert not waits_to_read(ends.source)
+
+
+def interrupt_before(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    before_method(monkeypatch, Pump, step, interrupt)
+
+
+def test_what_a_signal_handler_raises_right_before_held_bytes_are_taken_back_leaks_no_pipe(
+    line: MakeLine, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = line("unix")
     spawn(error_of, ends.client.sendall, bytes(MORE_THAN_BUFFERS))
     transfer = gsplice.Transfer(ends.source, ends.sink, mode="splice").start()
     wait_until(lambda: waits_to_write(ends.sink))
     assert gsplice.stats().pipes > gsplice.stats().idle_pipes
-    before_method(monkeypatch, Pump, "_take_back", interrupt)
+    interrupt_before(monkeypatch, "_take_back")
     with pytest.raises(KeyboardInterrupt):
         transfer.stop()
     assert transfer.ready()

@@ -1,8 +1,8 @@
 """What another greenlet or a signal handler does lands between any two steps of a transfer.
 
 Nothing here sleeps to hit the moment: a strike is made right before a method of the engine. Before
-`on_readable`, `_read` and `on_writable` it is between readiness and the system call; before the
-others it is between a splice in and the splice out, with the pipe empty or full.
+`on_readable` and `on_writable` it is between readiness and the system call; before the others it is
+between a splice in and the splice out, with the pipe empty or full.
 
 Whatever it is, each byte is accounted for: what has arrived, then what is `undelivered`, then what
 is left in the source, are the bytes that were sent. And a connection that has got the number of a
@@ -296,7 +296,7 @@ STRIKES_ON_A_SINK: Final = {
     if "source" not in strike.__name__ and strike is not read_too
 }
 
-WAKE_UPS: Final = ("on_readable", "_read", "on_writable")
+WAKE_UPS: Final = ("on_readable", "on_writable")
 STEPS: Final = {
     "auto": (*WAKE_UPS, "_copy", "_fill", "_empty", "_wait"),
     "splice": (*WAKE_UPS, "_copy", "_fill", "_empty", "_wait"),
@@ -306,10 +306,8 @@ STEPS: Final = {
 #: What comes at the end of the stream alone, or not at all: there is nothing left to be struck.
 UNUSUAL: Final = {
     ("splice", "on_readable", 2),
-    ("splice", "_read", 2),
     ("splice", "_copy", 2),
     ("copy", "on_readable", 2),
-    ("copy", "_read", 2),
 }
 MOMENTS: Final = [
     (mode, step, number, both_ways)

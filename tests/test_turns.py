@@ -29,9 +29,7 @@ from peers import (
 from races import before_method
 
 import gsplice
-from gsplice import _gevent
 from gsplice._pump import Pump
-from gsplice._turns import Turns
 
 COUNT = 20
 
@@ -128,7 +126,7 @@ def test_relays_are_served_in_the_order_of_the_writes_whichever_end_is_written_t
 def test_who_is_stopped_before_its_turn_has_taken_nothing(
     lines: list[Line], running: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before_method(monkeypatch, Pump, "_read", running[1].stop)  # by the first, as it is read
+    before_method(monkeypatch, Pump, "on_readable", running[1].stop)  # by the first, as it is read
     write_to(lines, [0, 1, 2])
     assert receive(lines[2].backend, 1) == b"2"
     assert receive(lines[0].backend, 1) == b"0"
@@ -143,10 +141,10 @@ def test_who_holds_bytes_when_its_turn_comes_takes_no_more(
 
     def read_before_its_turn() -> None:
         filled.append(fill(lines[1].sink))
-        running[1]._engine._read()
+        running[1]._engine.on_readable()
         lines[1].client.sendall(b"one more")
 
-    before_method(monkeypatch, Pump, "_read", read_before_its_turn)
+    before_method(monkeypatch, Pump, "on_readable", read_before_its_turn)
     write_to(lines, [0, 1, 2])
     assert receive(lines[2].backend, 1) == b"2"
     assert peeked(lines[1].source) == b"one more"
@@ -169,26 +167,19 @@ def test_nobody_waits_for_the_loop_to_wake_up_again_where_it_calls_somebody_else
     assert read == [b"plain"]
 
 
-#: Before what a signal strikes, for the eighth time, and whose turn it is: libev calls backwards.
-STRIKES: list[tuple[type[Any], str, int]] = [(Pump, "_read", 7), (Pump, "_copy", 7)]
-if _gevent.calls_backwards(gevent.get_hub().loop):
-    STRIKES.append((Turns, "wait", COUNT - 8))
-
-
-@pytest.mark.parametrize(("cls", "step", "struck"), STRIKES, ids=[step for _, step, _ in STRIKES])
+@pytest.mark.parametrize("step", ["on_readable", "_copy"])
 def test_what_a_signal_raises_in_ones_turn_stops_nobody_else(
     lines: list[Line],
     running: list[gsplice.Transfer],
     monkeypatch: pytest.MonkeyPatch,
     hub_errors: list[Any],
-    cls: type[Any],
     step: str,
-    struck: int,
 ) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    before_method(monkeypatch, cls, step, interrupt, number=8)
+    struck = 7  # its turn is the eighth
+    before_method(monkeypatch, Pump, step, interrupt, number=struck + 1)
     write_to(lines, list(range(COUNT)))
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(5)
@@ -198,7 +189,7 @@ def test_what_a_signal_raises_in_ones_turn_stops_nobody_else(
             if number != struck:
                 assert receive(each.backend, len(str(number))) == b"%d" % number
         write_to(lines, list(range(COUNT)))
-    if step != "_read":  # by then its step has begun, or it cannot be called for another
+    if step == "_copy":  # its step had begun
         assert isinstance(error_of(running[struck].get), gsplice.TransferStopped)
 
 
@@ -217,7 +208,7 @@ def test_turns_come_before_whatever_else_the_loop_has_to_call(
                 pass
             gevent.sleep(0)
 
-    reads = before_method(monkeypatch, Pump, "_read", lambda: None)
+    reads = before_method(monkeypatch, Pump, "on_readable", lambda: None)
     for _ in range(300):
         spawn(busy)
     gevent.sleep(0)
