@@ -234,6 +234,11 @@ def calls_backwards(loop: Any) -> bool:
     return not _is_libuvs(loop)
 
 
+def keeps_watchers(loop: Any) -> bool:
+    """Whether *loop* stops no watcher but one for a socket when its callback raises."""
+    return type(loop).__module__ == "gevent.libev.corecext"
+
+
 def _is_libuvs(thing: Any) -> bool:
     """Whether a watcher, or a loop, is libuv's."""
     return type(thing).__module__.startswith("gevent.libuv")

@@ -47,7 +47,7 @@ class HubResources:
         if not _gevent.calls_backwards(loop):
             return None
         if self._turns is None or self._turns.loop is not loop:  # a hub may be given another
-            self._turns = Turns(loop)
+            self._turns = Turns(loop, _gevent.keeps_watchers(loop))
         return self._turns
 
 

@@ -29,12 +29,17 @@ class Reader(Protocol):
 
 
 class Turns:
-    """Those that are to read once the loop has called all that were reported with them."""
+    """Those that are to read once the loop has called all that were reported with them.
 
-    __slots__ = ("_end_of_report", "_readers", "_reported", "loop")
+    :param keeps_watchers: whether the loop leaves a watcher active whose callback has raised, a
+        prepare watcher at least, as libev's does; gevent's in Python stops each.
+    """
 
-    def __init__(self, loop: Any) -> None:
+    __slots__ = ("_end_of_report", "_keeps_watchers", "_readers", "_reported", "loop")
+
+    def __init__(self, loop: Any, keeps_watchers: bool) -> None:
         self.loop = loop
+        self._keeps_watchers = keeps_watchers
         self._reported: list[Reader] = []  # in the order of the calls: the last was reported first
         self._readers = 0
         self._end_of_report: Any = None  # a watcher, while there are readers
@@ -42,8 +47,8 @@ class Turns:
     def enter(self, reader: Reader) -> Callable[[], None]:
         """Return what the loop is to call when *reader*'s source can be read, until `leave`.
 
-        It takes a place in line without any Python, which costs more to enter from the loop, for
-        each message, than from `_serve`.
+        It takes a place in line, without any Python where that is safe: Python costs more to enter
+        from the loop, for each message, than from `_serve`.
         """
         if not self._readers:
             # Called once all that was reported has been, and before the loop's callbacks: behind
@@ -51,7 +56,8 @@ class Turns:
             self._end_of_report = self.loop.prepare(ref=False)
             self._end_of_report.start(self._serve)
         self._readers += 1
-        take_place: Any = functools.partial(self._reported.append, reader)
+        append = self._reported.append if self._keeps_watchers else self._append
+        take_place: Any = functools.partial(append, reader)
         take_place.__self__ = reader  # whom gevent tells; as of a bound method
         return take_place  # type: ignore[no-any-return]
 
@@ -62,6 +68,11 @@ class Turns:
             self._end_of_report.stop()
             self._end_of_report.close()
             self._end_of_report = None
+
+    def _append(self, reader: Reader) -> None:
+        self._reported.append(reader)
+        if not self._end_of_report.active:  # a signal's handler has raised in somebody's turn
+            self._end_of_report.start(self._serve)
 
     def _serve(self) -> None:
         if self._reported:

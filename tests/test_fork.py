@@ -40,6 +40,7 @@ from peers import (
     run_alone,
     send_and_end,
     ticks_of,
+    turns_are_taken,
     wait_until,
     waits_to_write,
 )
@@ -230,6 +231,38 @@ def forked_between_two_system_calls() -> None:
 @pytest.mark.parametrize("way", ["between_recv_and_send", "between_splices", "before_sendfile"])
 def test_a_fork_by_a_signal_handler_in_the_middle_of_a_round_sends_nothing_twice(way: str) -> None:
     run_alone(forked_between_two_system_calls, WAY=way, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
+
+
+def forked_in_a_turn() -> None:
+    """Fork while sources that were reported together are read in turn (for the test below)."""
+    lines = [Line(*connected("unix"), *connected("unix")) for _ in range(3)]
+    transfers = [gsplice.Transfer(line.source, line.sink).start() for line in lines]
+    gevent.sleep(0.001)
+    original = Pump.on_readable
+
+    def on_readable(self: Pump) -> None:
+        if self is transfers[1]._engine and forking.pid is None:
+            forking()
+        original(self)
+
+    forking = Forks(lambda: None)
+    Pump.on_readable = on_readable  # type: ignore[method-assign]
+    for line in lines:
+        line.client.sendall(b"hello")
+    gevent.sleep(0.001)
+    if forking.pid == 0:
+        is_right = [transfer.moved for transfer in transfers] == [5, 0, 0] and not turns_are_taken()
+        os._exit(0 if is_right else 1)
+    assert forking.pid is not None
+    wait_until(lambda: ended_child(forking.pid) == (forking.pid, 0))
+    for line, transfer in zip(lines, transfers, strict=True):
+        assert receive(line.backend, 5) == b"hello"
+        transfer.stop()
+        close(*line)
+
+
+def test_a_fork_in_ones_turn_leaves_all_the_others_to_the_parent() -> None:
+    run_alone(forked_in_a_turn)
 
 
 def forked_beside_a_copy_of_a_callers() -> None:

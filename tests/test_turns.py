@@ -23,12 +23,14 @@ from peers import (
     peeked,
     receive,
     run_alone,
+    turns_are_taken,
     wait_until,
     waits_to_read,
 )
 from races import before_method
 
 import gsplice
+from gsplice import _gevent
 from gsplice._pump import Pump
 
 COUNT = 20
@@ -216,6 +218,18 @@ def test_turns_come_before_whatever_else_the_loop_has_to_call(
     for number in range(4):
         assert receive(lines[number].backend, 1) == b"%d" % number
     assert len(reads) == 4
+
+
+def test_where_nothing_is_read_any_more_the_loop_calls_nobody_behind_a_report(
+    lines: list[Line], running: list[gsplice.Transfer]
+) -> None:
+    calls_backwards = _gevent.calls_backwards(gevent.get_hub().loop)
+    write_to(lines, [0])
+    assert receive(lines[0].backend, 1) == b"0"
+    for transfer in running:
+        assert turns_are_taken() is calls_backwards
+        transfer.stop()
+    assert not turns_are_taken()
 
 
 def copy_on_one_loop_after_another() -> None:
