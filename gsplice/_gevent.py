@@ -234,8 +234,11 @@ def calls_backwards(loop: Any) -> bool:
     return not _is_libuvs(loop)
 
 
-def keeps_watchers(loop: Any) -> bool:
-    """Whether *loop* stops no watcher but one for a socket when its callback raises."""
+def is_in_c(loop: Any) -> bool:
+    """Whether *loop* is gevent's libev in C.
+
+    It stops a watcher whose callback raises where that is for an fd; the others stop any.
+    """
     return type(loop).__module__ == "gevent.libev.corecext"
 
 

@@ -9,6 +9,7 @@ the kernel's pipes would be shared with the parent, and bytes could cross.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from typing import Any, Final
@@ -47,7 +48,7 @@ class HubResources:
         if not _gevent.calls_backwards(loop):
             return None
         if self._turns is None or self._turns.loop is not loop:  # a hub may be given another
-            self._turns = Turns(loop, _gevent.keeps_watchers(loop))
+            self._turns = Turns(loop)
         return self._turns
 
 
@@ -83,7 +84,8 @@ def _forget_parent() -> None:
     sockets, and each would lose what the other has got.
     """
     for engine in _account.begin_anew():
-        engine.abandon()
+        with contextlib.suppress(Exception):  # of a thread whose loop is gone, and calls nobody
+            engine.abandon()
     for found in list(_all):
         found.pipes.close()
     _all.clear()

@@ -103,8 +103,8 @@ class Pump(ReadingDirection):
 
     def on_readable(self) -> None:
         """The source has bytes, its end, or an error; see `ReadingDirection`."""
+        self._in_step = True
         try:
-            self._in_step = True
             if self._owner is None:
                 return
             # `_holds_bytes` and `_step_is_made` stand here inline: it is the path of every small

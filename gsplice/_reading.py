@@ -23,7 +23,7 @@ _CAUGHT_UP: Final = 16 * 1024
 class ReadingDirection(WatchingDirection):
     """A direction from a real stream socket; how its bytes are moved is its subclass's affair."""
 
-    __slots__ = ("_moderation", "_reported", "_source", "_turns", "_until_look")
+    __slots__ = ("_moderation", "_place", "_source", "_turns", "_until_look")
 
     def __init__(
         self, source: SocketSource, count: int | None, moderation: float, owner: Owner
@@ -32,7 +32,7 @@ class ReadingDirection(WatchingDirection):
         self._source = source
         # None where the loop keeps the order of the report by itself.
         self._turns = _hub.resources().turns_on(_gevent.loop_of(source.socket))
-        self._reported: Callable[..., None] | None = None  # for the loop, from the first wait on
+        self._place: Callable[..., None] | None = None  # what the loop calls, once it has waited
         self._moderation: Moderation | None = None  # made when there are enough reads to look at
         # So many reads:
         self._until_look = first_look(_account.active()) if moderation >= PERIOD else NEVER
@@ -46,12 +46,13 @@ class ReadingDirection(WatchingDirection):
         """
         raise NotImplementedError
 
-    def on_event(self, events: int) -> None:
+    def on_event(self, events: int = 1) -> None:
         """The same, for a loop that calls in the order of its report."""
         try:
-            self.on_readable()
+            self._in_step = True
             if events < 0:
                 self._poll_again()
+            self.on_readable()
         except BaseException as error:  # a signal's, for which gevent stops this watcher
             if self._owner is None:
                 raise  # it has ended, with what it met in there; this came on top, for the hub
@@ -114,7 +115,7 @@ class ReadingDirection(WatchingDirection):
     def _wait_for_more(self) -> None:
         """Wait for the source; or for the next tick, where it is polled."""
         if self._waits_for_tick():
-            self._claim(_gevent.read_watcher(self._source.socket), self.on_readable)
+            self._claim(_gevent.read_watcher(self._source.socket), self.on_event)
         else:
             self._wait_for_source()
 
@@ -123,11 +124,11 @@ class ReadingDirection(WatchingDirection):
         return self._moderation is not None and self._moderation.wait()
 
     def _wait_for_source(self) -> None:
-        if self._reported is None:
+        if self._place is None:
             turns = self._turns
-            self._reported = self.on_event if turns is None else turns.enter(self)
+            self._place = self.on_event if turns is None else turns.place_for(self)
         sock = self._source.socket
-        self._wait_for(sock, _gevent.read_watcher(sock), self._reported)
+        self._wait_for(sock, _gevent.read_watcher(sock), self._place)
 
     def _look(self) -> None:
         """Drain a stream that was polled, or ask `Moderation` whether the source has become one."""
@@ -145,18 +146,12 @@ class ReadingDirection(WatchingDirection):
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody (in a forked child)."""
         super().abandon()
-        self._leave_turns()
         if self._moderation is not None:
             self._moderation.abandon()
 
     def _release(self) -> None:
         super()._release()
-        self._leave_turns()
-        moderation, self._moderation = self._moderation, None  # it refers to this object
+        self._place = None  # it refers to this object
+        moderation, self._moderation = self._moderation, None  # and so does this
         if moderation is not None:
             moderation.close()
-
-    def _leave_turns(self) -> None:
-        reported, self._reported = self._reported, None  # it refers to this object
-        if reported is not None and self._turns is not None:
-            self._turns.leave()

@@ -4,11 +4,15 @@ libev calls what epoll has reported from the last to the first (``ev_invoke_pend
 many connections the one that has waited longest is served last, and where it comes first in the
 next report as well, it has waited for all the others twice. libuv calls in the order of the report.
 
-Invariant: sources that are reported together are read in the order of the report, before the loop
-asks for the next one.
+Invariant: the sources of transfers and relays that are reported together are read in the order of
+the report, before the loop asks for the next one.
 
 A turn is no more than a wish to read: by the time it comes, another's may have ended the reader, or
 left it with bytes to deliver. And nothing is lost with a turn: what is not read is reported again.
+
+Invariant: while an engine is under way that has asked for a place, `_serve` is called behind each
+report in which the loop took one for it. What a signal's handler does, at any moment, must not
+break that: the loop would go round and round.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from gsplice import _account, _gevent
 
 
 class Reader(Protocol):
@@ -29,54 +35,48 @@ class Reader(Protocol):
 
 
 class Turns:
-    """Those that are to read once the loop has called all that were reported with them.
+    """Those that are to read once the loop has called all that were reported with them."""
 
-    :param keeps_watchers: whether the loop leaves a watcher active whose callback has raised, a
-        prepare watcher at least, as libev's does; gevent's in Python stops each.
-    """
+    __slots__ = ("_end_of_report", "_is_in_c", "_reported", "loop")
 
-    __slots__ = ("_end_of_report", "_keeps_watchers", "_readers", "_reported", "loop")
-
-    def __init__(self, loop: Any, keeps_watchers: bool) -> None:
+    def __init__(self, loop: Any) -> None:
         self.loop = loop
-        self._keeps_watchers = keeps_watchers
+        self._is_in_c = _gevent.is_in_c(loop)
         self._reported: list[Reader] = []  # in the order of the calls: the last was reported first
-        self._readers = 0
-        self._end_of_report: Any = None  # a watcher, while there are readers
+        # Called when all that was reported has been called, and before the loop's own callbacks:
+        # behind those, the loop would have asked again. The loop does not live for it (``ref``).
+        self._end_of_report = loop.prepare(ref=False)
 
-    def enter(self, reader: Reader) -> Callable[[], None]:
-        """Return what the loop is to call when *reader*'s source can be read, until `leave`.
+    def place_for(self, reader: Reader) -> Callable[[], None]:
+        """Return what the loop is to call when *reader*'s source can be read.
 
-        It takes a place in line, without any Python where that is safe: Python costs more to enter
-        from the loop, for each message, than from `_serve`.
+        It takes a place in line. For the loop in C that is no Python, which costs more to enter
+        from there, for each message, than from `_serve`. On one in Python whatever raises has its
+        watcher stopped, that of `_serve` too; so there it is started for each report.
         """
-        if not self._readers:
-            # Called once all that was reported has been, and before the loop's callbacks: behind
-            # those, the loop would have asked again meanwhile. The loop does not live on for it.
-            self._end_of_report = self.loop.prepare(ref=False)
-            self._end_of_report.start(self._serve)
-        self._readers += 1
-        append = self._reported.append if self._keeps_watchers else self._append
-        take_place: Any = functools.partial(append, reader)
-        take_place.__self__ = reader  # whom gevent tells; as of a bound method
-        return take_place  # type: ignore[no-any-return]
-
-    def leave(self) -> None:
-        """Take note that there is a reader less."""
-        self._readers -= 1
-        if not self._readers:
-            self._end_of_report.stop()
-            self._end_of_report.close()
-            self._end_of_report = None
+        if self._is_in_c:
+            self._watch()
+        append = self._reported.append if self._is_in_c else self._append
+        place = functools.partial(append, reader)
+        place.__self__ = reader  # type: ignore[attr-defined]  # whom gevent tells of a `close`
+        return place
 
     def _append(self, reader: Reader) -> None:
         self._reported.append(reader)
-        if not self._end_of_report.active:  # a signal's handler has raised in somebody's turn
+        self._watch()
+
+    def _watch(self) -> None:
+        if not self._end_of_report.active:
             self._end_of_report.start(self._serve)
 
     def _serve(self) -> None:
-        if self._reported:
-            readers = self._reported[::-1]
-            self._reported.clear()
-            for reader in readers:
-                reader.on_readable()
+        readers = self._reported[::-1]
+        self._reported.clear()
+        if not self._is_in_c:
+            self._end_of_report.stop()
+        for reader in readers:
+            reader.on_readable()
+        if self._is_in_c and not _account.active():
+            self._end_of_report.stop()
+            if _account.active():  # begun by a signal's handler, before that
+                self._watch()

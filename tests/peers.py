@@ -207,12 +207,6 @@ def ticks_of(transfer: Any) -> Any:
     return moderation and moderation._ticks
 
 
-def turns_are_taken() -> bool:
-    """Whether the loop, where it calls backwards, has somebody to call behind each report."""
-    turns = _hub.resources().turns_on(gevent.get_hub().loop)
-    return turns is not None and turns._end_of_report is not None
-
-
 def fill(sock: socket.socket) -> int:
     """Send to *sock* until the kernel takes no more; return how much that was."""
     sent = 0

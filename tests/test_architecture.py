@@ -19,10 +19,10 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 #: From what knows nothing of gsplice to what knows most: a module imports from above itself only.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_kernel", "_gevent", "_options", "_own_methods", "_addresses", "_systemd", "_turns"),
+    ("_kernel", "_gevent", "_options", "_own_methods", "_addresses", "_systemd"),
     ("_output",),
     ("_account", "_connecting", "_reader", "_shutdown", "_ticks", "_watchdog"),
-    ("_pipe",),
+    ("_pipe", "_turns"),
     ("_hub", "_endpoint"),
     ("_body", "_chunked", "_direction", "_moderation"),
     ("_recognition", "_reading"),

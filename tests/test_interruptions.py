@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -137,7 +138,7 @@ def test_what_a_signal_handler_raises_where_a_source_is_read_ends_the_transfer(
 def test_what_a_signal_handler_raises_right_before_a_source_is_read_leaves_nobody_waiting(
     line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any]
 ) -> None:
-    """Where a source's own watcher calls, gevent stops it; where there are turns, it does not."""
+    """Gevent stops the watcher of a source whose callback raises; in a turn that is another's."""
     ends = line()
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
     interrupt_before(monkeypatch, "on_readable")
@@ -151,6 +152,24 @@ def test_what_a_signal_handler_raises_right_before_a_source_is_read_leaves_nobod
     else:
         assert isinstance(error_of(transfer.get, 5), gsplice.TransferStopped)
         assert receive(ends.source, 5) == b"hello"
+    assert not waits_to_read(ends.source)
+
+
+def test_a_stop_by_a_signal_handler_while_a_socket_is_polled_again_stops_that_as_well(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libuv stops to poll for a socket that it has reported an error of."""
+    ends = line()
+    transfer = gsplice.Transfer(ends.source, ends.sink).start()
+    original = _gevent.restart
+
+    def restart(*args: Any) -> None:
+        transfer.stop()
+        original(*args)
+
+    monkeypatch.setattr(_gevent, "restart", restart)
+    ends.source._read_event.callback.__self__.on_event(-errno.ECONNRESET)
+    assert transfer.ready()
     assert not waits_to_read(ends.source)
 
 

@@ -116,6 +116,22 @@ def test_a_stop_right_before_a_tick_leaves_what_has_come_in_the_source(
     assert received.get() + transfer.undelivered + left == stream.sent
 
 
+def test_what_libuv_tells_all_that_wait_for_a_socket_is_no_news_to_one_that_only_ticks(
+    stream: Stream, spawn: Spawn, period: float
+) -> None:
+    """Of an error it tells each watcher of the fd, in negative events, whatever it waits for."""
+    _client, source, sink, backend = stream.line
+    received = spawn(receive, backend)
+    transfer = gsplice.Transfer(source, sink).start()
+    stream.write_until_moderated(transfer, period=period)
+    stream.pile_up(SMALL)
+    while not transfer._engine._has_claim:
+        stream.write()
+    source._read_event.callback(-errno.ECONNRESET)
+    stream.write(3)
+    stream.end(transfer, received)
+
+
 def test_what_a_signal_handler_raises_at_a_tick_ends_the_transfer(
     stream: Stream,
     monkeypatch: pytest.MonkeyPatch,

@@ -6,16 +6,20 @@ the kernel's report has the order of the writes.
 
 from __future__ import annotations
 
+import errno
 import select
 import time
+import types
 from typing import Any
 
 import gevent
 import pytest
+from faults import Fault, failing, injected
 from gevent import socket
 from peers import (
     Line,
     MakeLine,
+    Pairs,
     Spawn,
     error_of,
     fill,
@@ -23,15 +27,15 @@ from peers import (
     peeked,
     receive,
     run_alone,
-    turns_are_taken,
     wait_until,
     waits_to_read,
 )
 from races import before_method
 
 import gsplice
-from gsplice import _gevent
+from gsplice import _account, _gevent, _hub, _turns
 from gsplice._pump import Pump
+from gsplice._turns import Turns
 
 COUNT = 20
 
@@ -220,16 +224,93 @@ def test_turns_come_before_whatever_else_the_loop_has_to_call(
     assert len(reads) == 4
 
 
-def test_where_nothing_is_read_any_more_the_loop_calls_nobody_behind_a_report(
+def turns() -> Turns | None:
+    """Return the turns on the hub's loop; None where the loop keeps the order itself."""
+    return _hub.resources().turns_on(gevent.get_hub().loop)
+
+
+def is_called_behind_each_report() -> bool:
+    here = turns()
+    return here is not None and here._end_of_report.active
+
+
+def test_the_loop_in_c_calls_no_python_for_a_source_and_is_asked_once(
     lines: list[Line], running: list[gsplice.Transfer]
 ) -> None:
-    calls_backwards = _gevent.calls_backwards(gevent.get_hub().loop)
-    write_to(lines, [0])
-    assert receive(lines[0].backend, 1) == b"0"
+    is_in_c = _gevent.is_in_c(gevent.get_hub().loop)
+    callback = lines[0].source._read_event.callback
+    assert isinstance(getattr(callback, "func", None), types.BuiltinMethodType) is is_in_c
     for transfer in running:
-        assert turns_are_taken() is calls_backwards
+        assert is_called_behind_each_report() is is_in_c
         transfer.stop()
-    assert not turns_are_taken()
+    gevent.sleep(0.001)
+    assert not is_called_behind_each_report()
+
+
+def test_a_transfer_that_a_signal_handler_begins_while_the_last_one_ends_gets_its_turns(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, next_one = line(), line()
+    begun: list[gsplice.Transfer] = []
+
+    def active() -> int:
+        count = _account.active()
+        if not count and not begun:  # right behind the answer, on which the turns are to end
+            begun.append(gsplice.Transfer(next_one.source, next_one.sink).start())
+        return count
+
+    monkeypatch.setattr(_turns, "_account", types.SimpleNamespace(active=active))
+    transfer = gsplice.Transfer(last.source, last.sink).start()
+    gevent.sleep(0.001)
+    last.client.shutdown(socket.SHUT_WR)
+    assert transfer.get(timeout=5) == 0
+    gevent.sleep(0.001)
+    if not _gevent.is_in_c(gevent.get_hub().loop):
+        assert active() == 0  # nobody else asks
+    next_one.client.sendall(b"hello")
+    assert receive(next_one.backend, 5) == b"hello"
+    begun[0].stop()
+
+
+def test_who_was_the_last_and_is_stopped_before_its_turn_is_kept_by_nobody(
+    line: MakeLine, pairs: Pairs, spawn: Spawn
+) -> None:
+    (near, far), ends = pairs(), line("unix")
+    transfer = gsplice.Transfer(ends.source, ends.sink).start()
+
+    def stop() -> None:
+        assert far.recv(4) == b"stop"
+        transfer.stop()
+
+    stopping = spawn(stop)
+    gevent.sleep(0.001)
+    near.sendall(b"stop")  # reported first, so libev calls it last
+    ends.client.sendall(b"hello")
+    stopping.join()
+    gevent.sleep(0.001)
+    here = turns()
+    assert here is None or not here._reported
+
+
+def test_an_error_on_top_of_ones_end_is_told_to_the_hub_and_nobody_else_has_to_care(
+    lines: list[Line],
+    running: list[gsplice.Transfer],
+    monkeypatch: pytest.MonkeyPatch,
+    hub_errors: list[Any],
+) -> None:
+    def fail_as_well(_: Pump) -> bytes:
+        raise RuntimeError("on top")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pump, "_take_back", fail_as_well)
+        with injected(Fault("recv_into", failing(errno.ECONNRESET)), sockets=[lines[3].source]):
+            running[3]._engine._raw_source = lines[3].source._sock
+            write_to(lines, [2, 3, 4])
+            assert isinstance(error_of(running[3].get, timeout=5), ConnectionResetError)
+    assert [str(error) for _, error in hub_errors] == ["on top"]
+    hub_errors.clear()
+    assert receive(lines[2].backend, 1) == b"2"
+    assert receive(lines[4].backend, 1) == b"4"
 
 
 def copy_on_one_loop_after_another() -> None:
