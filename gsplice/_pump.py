@@ -101,12 +101,12 @@ class Pump(ReadingDirection):
 
     # What the hub calls.
 
-    def on_readable(self) -> None:
+    def on_readable(self) -> bool:
         """The source has bytes, its end, or an error; see `ReadingDirection`."""
         self._in_step = True
         try:
             if self._owner is None:
-                return
+                return False
             # `_holds_bytes` and `_step_is_made` stand here inline: it is the path of every small
             # message.
             if self._pipe is None and not self._pending:
@@ -120,6 +120,7 @@ class Pump(ReadingDirection):
                 self.fail(self._end_is_due)
         except BaseException as error:
             self._failed(error)
+        return self._streaming
 
     def on_writable(self, events: int = 1) -> None:
         """The sink has room, or an error."""

@@ -39,10 +39,11 @@ class ReadingDirection(WatchingDirection):
 
     # What the hub calls.
 
-    def on_readable(self) -> None:
+    def on_readable(self) -> bool:
         """The source has bytes, its end, or an error: take what it has, and `_look` if it is time.
 
         Called in a turn, it may hold bytes by now, which go first, or have ended: then do nothing.
+        Return whether it is read by large pieces.
         """
         raise NotImplementedError
 

@@ -10,6 +10,9 @@ the report, before the loop asks for the next one.
 A turn is no more than a wish to read: by the time it comes, another's may have ended the reader, or
 left it with bytes to deliver. And nothing is lost with a turn: what is not read is reported again.
 
+Invariant: a report keeps the loop from its timers, and from the other greenlets, for no more than
+`_LARGE_READS`; those who are left then come first behind the next report, which has them as well.
+
 Invariant: while an engine is under way that has asked for a place, `_serve` is called behind each
 report in which the loop took one for it. What a signal's handler does, at any moment, must not
 break that: the loop would go round and round.
@@ -19,16 +22,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gsplice import _account, _gevent
+
+#: Some 3 ms: of a hundred streams each brings several 100 KiB. (Measured: see ``bench/NOTES.rst``.)
+_LARGE_READS: Final = 64
 
 
 class Reader(Protocol):
     """Who waits for a source."""
 
-    def on_readable(self) -> None:
-        """Read, unless it holds bytes, or has ended, by now."""
+    def on_readable(self) -> bool:
+        """Read, unless it holds bytes, or has ended, by now; return whether by large pieces."""
 
     def throw(self, error: BaseException | type[BaseException]) -> None:
         """Called by gevent, before it closes a socket that is waited for."""
@@ -37,12 +43,13 @@ class Reader(Protocol):
 class Turns:
     """Those that are to read once the loop has called all that were reported with them."""
 
-    __slots__ = ("_end_of_report", "_is_in_c", "_reported", "loop")
+    __slots__ = ("_end_of_report", "_is_in_c", "_left", "_reported", "loop")
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
         self._is_in_c = _gevent.is_in_c(loop)
         self._reported: list[Reader] = []  # in the order of the calls: the last was reported first
+        self._left: list[Reader] = []  # of the report before, in its order
         # Called when all that was reported has been called, and before the loop's own callbacks:
         # behind those, the loop would have asked again. The loop does not live for it (``ref``).
         self._end_of_report = loop.prepare(ref=False)
@@ -70,13 +77,21 @@ class Turns:
             self._end_of_report.start(self._serve)
 
     def _serve(self) -> None:
-        readers = self._reported[::-1]
+        line = self._reported[::-1]
         self._reported.clear()
+        if self._left:
+            line = list(dict.fromkeys(self._left + line))
+            self._left = []
         if not self._is_in_c:
             self._end_of_report.stop()
-        for reader in readers:
-            reader.on_readable()
+        to_go = _LARGE_READS
+        for place, reader in enumerate(line, 1):
+            to_go -= reader.on_readable()
+            if not to_go:
+                self._left = line[place:]
+                break
         if self._is_in_c and not _account.active():
+            self._left.clear()
             self._end_of_report.stop()
             if _account.active():  # begun by a signal's handler, before that
                 self._watch()

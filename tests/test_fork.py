@@ -239,10 +239,10 @@ def forked_in_a_turn() -> None:
     gevent.sleep(0.001)
     original = Pump.on_readable
 
-    def on_readable(self: Pump) -> None:
+    def on_readable(self: Pump) -> bool:
         if self is transfers[1]._engine and forking.pid is None:
             forking()
-        original(self)
+        return original(self)
 
     forking, turns = Forks(lambda: None), transfers[1]._engine._turns
     Pump.on_readable = on_readable  # type: ignore[method-assign]

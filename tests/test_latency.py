@@ -113,9 +113,10 @@ def run_of_hub(monkeypatch: pytest.MonkeyPatch, look: Callable[[], Any]) -> list
     seen: list[Any] = []
     original = Pump.on_readable
 
-    def on_readable(self: Pump) -> None:
-        original(self)
+    def on_readable(self: Pump) -> bool:
+        is_large = original(self)
         seen.append(look())
+        return is_large
 
     monkeypatch.setattr(Pump, "on_readable", on_readable)
     return seen

@@ -7,9 +7,11 @@ the kernel's report has the order of the writes.
 from __future__ import annotations
 
 import errno
+import itertools
 import select
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -232,6 +234,66 @@ def turns() -> Turns | None:
 def is_called_behind_each_report() -> bool:
     here = turns()
     return here is not None and here._end_of_report.active
+
+
+@pytest.fixture
+def by_large_pieces(lines: list[Line], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A transfer on each of the lines, of which four may read for a report."""
+    monkeypatch.setattr(_turns, "_LARGE_READS", 4)
+    transfers = [gsplice.Transfer(each.source, each.sink, mode="splice").start() for each in lines]
+    gevent.sleep(0.001)
+    yield transfers
+    for transfer in transfers:
+        transfer.stop()
+
+
+def behind_each_read(monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None]) -> list[Pump]:
+    """Have *then* called behind each read, with its number; return by whom they are."""
+    original = Pump.on_readable
+    read: list[Pump] = []
+
+    def on_readable(self: Pump) -> bool:
+        read.append(self)
+        is_large = original(self)
+        then(len(read))
+        return is_large
+
+    monkeypatch.setattr(Pump, "on_readable", on_readable)
+    return read
+
+
+def test_after_so_many_large_reads_the_loop_has_its_turn_and_who_is_left_comes_first(
+    lines: list[Line], by_large_pieces: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the others can be read again at once, and the kernel names them before those."""
+    read = behind_each_read(
+        monkeypatch, lambda number: lines[(number - 1) % COUNT].client.sendall(b"more")
+    )
+    write_to(lines, list(range(COUNT)))
+    passes, here = [0], turns()
+    while len(read) < 3 * COUNT:
+        _gevent.let_loop_pass()
+        passes.append(len(read))
+        assert here is None or len(here._left) <= COUNT
+    engines = [transfer._engine for transfer in by_large_pieces]
+    assert read[: 3 * COUNT] == 3 * engines
+    most = max(after - before for before, after in itertools.pairwise(passes))
+    assert most == (COUNT if here is None else 4)
+
+
+def test_who_is_left_and_ends_with_the_last_is_kept_by_nobody(
+    lines: list[Line], by_large_pieces: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(number: int) -> None:
+        if number == 4:
+            for transfer in by_large_pieces:
+                transfer.stop()
+
+    behind_each_read(monkeypatch, stop)
+    write_to(lines, list(range(COUNT)))
+    gevent.sleep(0.001)
+    here = turns()
+    assert here is None or not here._left
 
 
 def test_the_loop_in_c_calls_no_python_for_a_source_and_is_asked_once(
