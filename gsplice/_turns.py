@@ -4,14 +4,14 @@ libev calls what epoll has reported from the last to the first (``ev_invoke_pend
 many connections the one that has waited longest is served last, and where it comes first in the
 next report as well, it has waited for all the others twice. libuv calls in the order of the report.
 
-Invariant: the sources of transfers and relays that are reported together are read in the order of
-the report, before the loop asks for the next one.
+Invariant: the sources of transfers and relays are read in the order of the loop's report, and those
+of one report before those of the next.
 
 A turn is no more than a wish to read: by the time it comes, another's may have ended the reader, or
 left it with bytes to deliver. And nothing is lost with a turn: what is not read is reported again.
 
-Invariant: a report keeps the loop from its timers, and from the other greenlets, for no more than
-`_LARGE_READS`; those who are left then come first behind the next report, which has them as well.
+Invariant: a report keeps the loop from its timers, and other greenlets from their turn, for no
+more than `_MOST_PIECES`. Who is left then comes first behind the next report, which names it again.
 
 Invariant: while an engine is under way that has asked for a place, `_serve` is called behind each
 report in which the loop took one for it. What a signal's handler does, at any moment, must not
@@ -26,8 +26,8 @@ from typing import Any, Final, Protocol
 
 from gsplice import _account, _gevent
 
-#: Some 3 ms: of a hundred streams each brings several 100 KiB. (Measured: see ``bench/NOTES.rst``.)
-_LARGE_READS: Final = 64
+#: Large pieces: some 3 ms, where each is several 100 KiB. (Measured: see ``bench/NOTES.rst``.)
+_MOST_PIECES: Final = 64
 
 
 class Reader(Protocol):
@@ -84,7 +84,7 @@ class Turns:
             self._left = []
         if not self._is_in_c:
             self._end_of_report.stop()
-        to_go = _LARGE_READS
+        to_go = _MOST_PIECES
         for place, reader in enumerate(line, 1):
             to_go -= reader.on_readable()
             if not to_go:

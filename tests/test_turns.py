@@ -239,7 +239,7 @@ def is_called_behind_each_report() -> bool:
 @pytest.fixture
 def by_large_pieces(lines: list[Line], monkeypatch: pytest.MonkeyPatch) -> Any:
     """A transfer on each of the lines, of which four may read for a report."""
-    monkeypatch.setattr(_turns, "_LARGE_READS", 4)
+    monkeypatch.setattr(_turns, "_MOST_PIECES", 4)
     transfers = [gsplice.Transfer(each.source, each.sink, mode="splice").start() for each in lines]
     gevent.sleep(0.001)
     yield transfers
