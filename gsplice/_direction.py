@@ -150,6 +150,9 @@ class Direction:
         assert owner is not None
         try:
             self._release()
+        except BaseException:  # a signal's; each part of it may be done twice
+            self._release()
+            raise
         finally:
             _account.ended(self)
             owner.ended(error)
@@ -209,6 +212,8 @@ class WatchingDirection(Direction):
         self._callback = callback
         if self._watchdog is not None:
             self._watchdog.begin_wait(sock.timeout)
+        if self._owner is None:  # a signal's handler has forked in here, and this is the child
+            _gevent.when_loop_runs(self._stop_waiting)
 
     def _claim(self, watcher: Any, callback: Callable[..., None]) -> None:
         """Wait for nothing, and keep others from the socket of *watcher* all the same."""

@@ -237,7 +237,7 @@ def calls_backwards(loop: Any) -> bool:
 def is_in_c(loop: Any) -> bool:
     """Whether *loop* is gevent's libev in C.
 
-    It stops a watcher whose callback raises where that is for an fd; the others stop any.
+    Where a callback raises it stops the watcher of an fd only; the other loops stop any.
     """
     return type(loop).__module__ == "gevent.libev.corecext"
 

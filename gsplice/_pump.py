@@ -103,8 +103,8 @@ class Pump(ReadingDirection):
 
     def on_readable(self) -> bool:
         """The source has bytes, its end, or an error; see `ReadingDirection`."""
-        self._in_step = True
         try:
+            self._in_step = True
             if self._owner is None:
                 return False
             # `_holds_bytes` and `_step_is_made` stand here inline: it is the path of every small
@@ -120,12 +120,12 @@ class Pump(ReadingDirection):
                 self.fail(self._end_is_due)
         except BaseException as error:
             self._failed(error)
-        return self._streaming
+        return self._streaming or self._large_reads_to_go < self._large_reads
 
     def on_writable(self, events: int = 1) -> None:
         """The sink has room, or an error."""
-        self._in_step = True
         try:
+            self._in_step = True
             if self._owner is None:
                 return
             # The source of a stream mostly has more: asking it costs less than two watchers.
@@ -195,9 +195,9 @@ class Pump(ReadingDirection):
             return False
         if count < _hub.LARGE_READ:
             self._large_reads_to_go = self._large_reads
-        elif self._may_splice:
+        else:
             self._large_reads_to_go -= 1
-            if self._large_reads_to_go <= 0 or count == len(self._buffer):
+            if self._may_splice and (self._large_reads_to_go <= 0 or count == len(self._buffer)):
                 self._streaming = True
                 self._short_rounds = 0
         return self._remaining != 0

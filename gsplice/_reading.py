@@ -147,12 +147,18 @@ class ReadingDirection(WatchingDirection):
     def abandon(self) -> None:
         """Move nothing any more, and tell nobody (in a forked child)."""
         super().abandon()
+        self._leave_turns()
         if self._moderation is not None:
             self._moderation.abandon()
 
     def _release(self) -> None:
         super()._release()
-        self._place = None  # it refers to this object
-        moderation, self._moderation = self._moderation, None  # and so does this
+        self._leave_turns()
+        moderation, self._moderation = self._moderation, None  # it refers to this object
         if moderation is not None:
             moderation.close()
+
+    def _leave_turns(self) -> None:
+        self._place = None  # it refers to this object
+        if self._turns is not None:
+            self._turns.leave(self)

@@ -7,15 +7,16 @@ next report as well, it has waited for all the others twice. libuv calls in the 
 Invariant: the sources of transfers and relays are read in the order of the loop's report, and those
 of one report before those of the next.
 
-A turn is no more than a wish to read: by the time it comes, another's may have ended the reader, or
-left it with bytes to deliver. And nothing is lost with a turn: what is not read is reported again.
+A turn is only an opportunity to read: by the time it comes, another's may have ended the reader, or
+left it with bytes to deliver. And who misses one loses nothing: what is not read is reported again.
+(So does the rest of a line in which somebody raises, and is then behind the others once.)
 
-Invariant: a report keeps the loop from its timers, and other greenlets from their turn, for no
-more than `_MOST_PIECES`. Who is left then comes first behind the next report, which names it again.
+Invariant: behind a report no more than `_MOST_PIECES` large pieces are read, so that the loop comes
+to its timers, and to other greenlets. Who is left comes first behind the next report.
 
-Invariant: while an engine is under way that has asked for a place, `_serve` is called behind each
-report in which the loop took one for it. What a signal's handler does, at any moment, must not
-break that: the loop would go round and round.
+Invariant: while there are readers, `_serve` is called behind each report in which the loop took a
+place for one. What a signal's handler does, at any moment, must not break that: the loop would go
+round and round.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from gsplice import _account, _gevent
+from gsplice import _gevent
 
-#: Large pieces: some 3 ms, where each is several 100 KiB. (Measured: see ``bench/NOTES.rst``.)
+#: Some 3 ms, where each is several 100 KiB. (Measured: see ``bench/NOTES.rst``.)
 _MOST_PIECES: Final = 64
 
 
@@ -40,36 +41,52 @@ class Reader(Protocol):
         """Called by gevent, before it closes a socket that is waited for."""
 
 
+class _Place(functools.partial[None]):
+    """What a loop calls, with the one whom gevent tells of a `close`, as of a bound method."""
+
+    __slots__ = ("__self__",)
+
+    __self__: Reader
+
+
 class Turns:
     """Those that are to read once the loop has called all that were reported with them."""
 
-    __slots__ = ("_end_of_report", "_is_in_c", "_left", "_reported", "loop")
+    __slots__ = ("_end_of_report", "_is_in_c", "_left", "_readers", "_reported", "loop")
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
         self._is_in_c = _gevent.is_in_c(loop)
-        self._reported: list[Reader] = []  # in the order of the calls: the last was reported first
-        self._left: list[Reader] = []  # of the report before, in its order
-        # Called when all that was reported has been called, and before the loop's own callbacks:
-        # behind those, the loop would have asked again. The loop does not live for it (``ref``).
+        self._readers: set[Reader] = set()
+        self._reported: dict[Reader, None] = {}  # as called: the last was reported first
+        self._left: dict[Reader, None] = {}  # of the report before, in its order
+        # It is called when all that was reported has been called, and before gevent's own prepare
+        # watcher, in which greenlets run. The loop does not live for it (``ref``).
         self._end_of_report = loop.prepare(ref=False)
 
     def place_for(self, reader: Reader) -> Callable[[], None]:
-        """Return what the loop is to call when *reader*'s source can be read.
+        """Return what the loop is to call when *reader*'s source can be read, until `leave`.
 
-        It takes a place in line. For the loop in C that is no Python, which costs more to enter
-        from there, for each message, than from `_serve`. On one in Python whatever raises has its
-        watcher stopped, that of `_serve` too; so there it is started for each report.
+        libev in C calls it without entering Python, which costs more there, for each message, than
+        in `_serve`. The loops in Python stop any watcher whose callback raises, that of `_serve` as
+        well; so there whoever takes a place starts it.
         """
+        self._readers.add(reader)
         if self._is_in_c:
             self._watch()
-        append = self._reported.append if self._is_in_c else self._append
-        place = functools.partial(append, reader)
-        place.__self__ = reader  # type: ignore[attr-defined]  # whom gevent tells of a `close`
+        take = self._reported.setdefault if self._is_in_c else self._take
+        place = _Place(take, reader)
+        place.__self__ = reader
         return place
 
-    def _append(self, reader: Reader) -> None:
-        self._reported.append(reader)
+    def leave(self, reader: Reader) -> None:
+        """Forget *reader*; a second call does nothing."""
+        self._readers.discard(reader)
+        self._reported.pop(reader, None)
+        self._left.pop(reader, None)
+
+    def _take(self, reader: Reader) -> None:
+        self._reported.setdefault(reader)
         self._watch()
 
     def _watch(self) -> None:
@@ -77,21 +94,20 @@ class Turns:
             self._end_of_report.start(self._serve)
 
     def _serve(self) -> None:
-        line = self._reported[::-1]
+        line = [*reversed(self._reported)]
         self._reported.clear()
         if self._left:
-            line = list(dict.fromkeys(self._left + line))
-            self._left = []
+            line = [*dict.fromkeys([*self._left, *line])]
+            self._left.clear()
         if not self._is_in_c:
             self._end_of_report.stop()
         to_go = _MOST_PIECES
-        for place, reader in enumerate(line, 1):
+        for served, reader in enumerate(line, 1):
             to_go -= reader.on_readable()
             if not to_go:
-                self._left = line[place:]
+                self._left.update(dict.fromkeys(filter(self._readers.__contains__, line[served:])))
                 break
-        if self._is_in_c and not _account.active():
-            self._left.clear()
+        if self._is_in_c and not self._readers:
             self._end_of_report.stop()
-            if _account.active():  # begun by a signal's handler, before that
+            if self._readers:  # begun by a signal's handler, before that
                 self._watch()

@@ -45,7 +45,7 @@ from peers import (
 )
 
 import gsplice
-from gsplice import _kernel, _moderation
+from gsplice import _gevent, _kernel, _moderation
 from gsplice._moderation import PATIENCE, PERIOD
 from gsplice._pump import Pump
 
@@ -248,13 +248,12 @@ def forked_in_a_turn() -> None:
     Pump.on_readable = on_readable  # type: ignore[method-assign]
     for line in lines:
         line.client.sendall(b"hello")
-    gevent.sleep(0.001)
+    wait_until(lambda: forking.pid is not None)
     if forking.pid == 0:
         gevent.sleep(0.001)
         took_turns = turns is not None and turns._end_of_report.active
         moved = [transfer.moved for transfer in transfers]
         os._exit(0 if moved == [5, 0, 0] and not took_turns else 1)
-    assert forking.pid is not None
     wait_until(lambda: ended_child(forking.pid) == (forking.pid, 0))
     for line, transfer in zip(lines, transfers, strict=True):
         assert receive(line.backend, 5) == b"hello"
@@ -264,6 +263,28 @@ def forked_in_a_turn() -> None:
 
 def test_a_fork_in_ones_turn_leaves_all_the_others_to_the_parent() -> None:
     run_alone(forked_in_a_turn)
+
+
+def forked_as_a_wait_begins() -> None:
+    """Fork when the source is waited for already, and nobody has it written down (see below)."""
+    line = Line(*connected("unix"), *connected("unix"))
+    original, forking = _gevent.start, Forks(_gevent.start)
+    _gevent.start = forking
+    transfer = gsplice.Transfer(line.source, line.sink).start()
+    _gevent.start = original
+    if forking.pid == 0:
+        gevent.reinit()
+        gevent.sleep(0.001)
+        os._exit(0 if line.source._read_event.callback is None else 1)
+    wait_until(lambda: ended_child(forking.pid) == (forking.pid, 0))
+    line.client.sendall(b"hello")
+    assert receive(line.backend, 5) == b"hello"
+    transfer.stop()
+    close(*line)
+
+
+def test_a_fork_by_a_signal_handler_as_a_wait_begins_leaves_the_child_waiting_for_nothing() -> None:
+    run_alone(forked_as_a_wait_begins)
 
 
 def forked_beside_a_hub_that_is_gone() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
 from gevent.event import Event
 from peers import (
     MODES,
@@ -170,6 +171,22 @@ def test_a_stop_by_a_signal_handler_while_a_socket_is_polled_again_stops_that_as
     monkeypatch.setattr(_gevent, "restart", restart)
     ends.source._read_event.callback.__self__.on_event(-errno.ECONNRESET)
     assert transfer.ready()
+    assert not waits_to_read(ends.source)
+
+
+def test_what_a_signal_handler_raises_in_the_middle_of_an_end_leaves_no_socket_waited_for(
+    line: MakeLine, monkeypatch: pytest.MonkeyPatch, hub_errors: list[Any]
+) -> None:
+    ends = line()
+    transfer = gsplice.Transfer(ends.source, ends.sink).start()
+    gevent.sleep(0.001)
+    interrupt_before(monkeypatch, "_release")
+    ends.client.shutdown(socket.SHUT_WR)
+    with pytest.raises(KeyboardInterrupt):
+        gevent.sleep(5)
+    hub_errors.clear()
+    assert transfer.ready()
+    assert gsplice.stats().active == 0
     assert not waits_to_read(ends.source)
 
 

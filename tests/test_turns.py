@@ -35,11 +35,13 @@ from peers import (
 from races import before_method
 
 import gsplice
-from gsplice import _account, _gevent, _hub, _turns
+from gsplice import _gevent, _hub, _turns
 from gsplice._pump import Pump
 from gsplice._turns import Turns
 
 COUNT = 20
+#: A large piece, for which a unix socket has room several times.
+PIECE = bytes(20_000)
 
 
 @pytest.fixture
@@ -236,11 +238,15 @@ def is_called_behind_each_report() -> bool:
     return here is not None and here._end_of_report.active
 
 
-@pytest.fixture
-def by_large_pieces(lines: list[Line], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A transfer on each of the lines, of which four may read for a report."""
+@pytest.fixture(params=["splice", "copy"])
+def by_large_pieces(
+    request: pytest.FixtureRequest, lines: list[Line], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """A transfer on each of the lines; behind a report no more than four of them are read."""
     monkeypatch.setattr(_turns, "_MOST_PIECES", 4)
-    transfers = [gsplice.Transfer(each.source, each.sink, mode="splice").start() for each in lines]
+    transfers = [
+        gsplice.Transfer(each.source, each.sink, mode=request.param).start() for each in lines
+    ]
     gevent.sleep(0.001)
     yield transfers
     for transfer in transfers:
@@ -262,37 +268,57 @@ def behind_each_read(monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None
     return read
 
 
-def test_after_so_many_large_reads_the_loop_has_its_turn_and_who_is_left_comes_first(
+def write_large_pieces(lines: list[Line]) -> None:
+    for each in lines:
+        each.client.sendall(PIECE)
+
+
+def test_after_so_many_large_pieces_the_loop_has_its_turn_and_who_is_left_comes_first(
     lines: list[Line], by_large_pieces: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the others can be read again at once, and the kernel names them before those."""
     read = behind_each_read(
-        monkeypatch, lambda number: lines[(number - 1) % COUNT].client.sendall(b"more")
+        monkeypatch, lambda number: write_large_pieces([lines[(number - 1) % COUNT]])
     )
-    write_to(lines, list(range(COUNT)))
+    write_large_pieces(lines)
     passes, here = [0], turns()
     while len(read) < 3 * COUNT:
         _gevent.let_loop_pass()
         passes.append(len(read))
-        assert here is None or len(here._left) <= COUNT
     engines = [transfer._engine for transfer in by_large_pieces]
     assert read[: 3 * COUNT] == 3 * engines
     most = max(after - before for before, after in itertools.pairwise(passes))
     assert most == (COUNT if here is None else 4)
 
 
-def test_who_is_left_and_ends_with_the_last_is_kept_by_nobody(
-    lines: list[Line], by_large_pieces: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_whom", ["one that is read", "another greenlet"])
+def test_who_is_left_and_ends_is_kept_by_nobody(
+    lines: list[Line],
+    by_large_pieces: list[gsplice.Transfer],
+    spawn: Spawn,
+    monkeypatch: pytest.MonkeyPatch,
+    by_whom: str,
 ) -> None:
-    def stop(number: int) -> None:
-        if number == 4:
-            for transfer in by_large_pieces:
-                transfer.stop()
-
-    behind_each_read(monkeypatch, stop)
-    write_to(lines, list(range(COUNT)))
-    gevent.sleep(0.001)
+    """Not even until the loop is woken up, which may be never."""
     here = turns()
+
+    def stop(number: int) -> None:
+        if number == 4 and by_whom == "one that is read":
+            stop_them()
+        elif number == 4:
+            spawn(stop_them)
+
+    def stop_them() -> None:
+        for transfer in by_large_pieces[4:]:
+            transfer.stop()
+
+    read = behind_each_read(monkeypatch, stop)
+    write_large_pieces(lines)
+    wait_until(by_large_pieces[-1].ready)
+    if here is None and by_whom == "another greenlet":
+        assert len(read) == COUNT, "there is no limit"
+    else:
+        assert len(read) == 4
     assert here is None or not here._left
 
 
@@ -309,49 +335,66 @@ def test_the_loop_in_c_calls_no_python_for_a_source_and_is_asked_once(
     assert not is_called_behind_each_report()
 
 
-def test_a_transfer_that_a_signal_handler_begins_while_the_last_one_ends_gets_its_turns(
+def test_a_transfer_that_a_signal_handler_begins_as_the_turns_end_gets_its_own(
     line: MakeLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last, next_one = line(), line()
-    begun: list[gsplice.Transfer] = []
-
-    def active() -> int:
-        count = _account.active()
-        if not count and not begun:  # right behind the answer, on which the turns are to end
-            begun.append(gsplice.Transfer(next_one.source, next_one.sink).start())
-        return count
-
-    monkeypatch.setattr(_turns, "_account", types.SimpleNamespace(active=active))
     transfer = gsplice.Transfer(last.source, last.sink).start()
+    begun: list[gsplice.Transfer] = []
     gevent.sleep(0.001)
-    last.client.shutdown(socket.SHUT_WR)
-    assert transfer.get(timeout=5) == 0
+    here, is_in_c = turns(), _gevent.is_in_c(gevent.get_hub().loop)
+    if here is not None and is_in_c:
+        here._end_of_report = Watcher(
+            here._end_of_report,
+            lambda: begun.append(gsplice.Transfer(next_one.source, next_one.sink).start()),
+        )
+    transfer.stop()
     gevent.sleep(0.001)
-    if not _gevent.is_in_c(gevent.get_hub().loop):
-        assert active() == 0  # nobody else asks
+    if not is_in_c:  # where turns do not end
+        begun.append(gsplice.Transfer(next_one.source, next_one.sink).start())
     next_one.client.sendall(b"hello")
     assert receive(next_one.backend, 5) == b"hello"
     begun[0].stop()
 
 
-def test_who_was_the_last_and_is_stopped_before_its_turn_is_kept_by_nobody(
+class Watcher:
+    """A watcher before whose first stop something happens."""
+
+    def __init__(self, watcher: Any, happens: Callable[[], None]) -> None:
+        self._watcher = watcher
+        self._happens: Callable[[], None] | None = happens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._watcher, name)
+
+    def stop(self) -> None:
+        happens, self._happens = self._happens, None
+        if happens is not None:
+            happens()
+        self._watcher.stop()
+
+
+def test_who_is_stopped_before_its_turn_is_kept_by_nobody(
     line: MakeLine, pairs: Pairs, spawn: Spawn
 ) -> None:
     (near, far), ends = pairs(), line("unix")
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
+    waiting: list[int] = []
 
     def stop() -> None:
         assert far.recv(4) == b"stop"
-        transfer.stop()
+        for then in (transfer.stop, lambda: None):
+            here = turns()
+            waiting.append(0 if here is None else len(here._reported))
+            then()
 
     stopping = spawn(stop)
     gevent.sleep(0.001)
     near.sendall(b"stop")  # reported first, so libev calls it last
     ends.client.sendall(b"hello")
     stopping.join()
-    gevent.sleep(0.001)
-    here = turns()
-    assert here is None or not here._reported
+    assert waiting == [0 if turns() is None else 1, 0]
+    assert transfer.moved == 0
 
 
 def test_an_error_on_top_of_ones_end_is_told_to_the_hub_and_nobody_else_has_to_care(
