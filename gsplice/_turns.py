@@ -9,7 +9,7 @@ of one report before those of the next.
 
 A turn is only an opportunity to read: by the time it comes, another's may have ended the reader, or
 left it with bytes to deliver. And who misses one loses nothing: what is not read is reported again.
-(So does the rest of a line in which somebody raises, and is then behind the others once.)
+(The rest of a line in which somebody raises is called behind the next report, after all of it.)
 
 Invariant: behind a report no more than `_MOST_PIECES` large pieces are read, so that the loop comes
 to its timers, and to other greenlets. Who is left comes first behind the next report.
@@ -58,8 +58,9 @@ class Turns:
         self.loop = loop
         self._is_in_c = _gevent.is_in_c(loop)
         self._readers: set[Reader] = set()
-        self._reported: dict[Reader, None] = {}  # as called: the last was reported first
-        self._left: dict[Reader, None] = {}  # of the report before, in its order
+        # In the order of the calls: the last was reported first, and `popitem` takes the last.
+        self._reported: dict[Reader, None] = {}
+        self._left: dict[Reader, None] = {}  # of the report before, in the same order
         # It is called when all that was reported has been called, and before gevent's own prepare
         # watcher, in which greenlets run. The loop does not live for it (``ref``).
         self._end_of_report = loop.prepare(ref=False)
@@ -94,18 +95,18 @@ class Turns:
             self._end_of_report.start(self._serve)
 
     def _serve(self) -> None:
-        line = [*reversed(self._reported)]
-        self._reported.clear()
-        if self._left:
-            line = [*dict.fromkeys([*self._left, *line])]
-            self._left.clear()
+        line, to_go = self._reported, _MOST_PIECES
+        for reader in [*self._left]:  # to the end of the dict, which is the head of the line
+            line.pop(reader, None)
+            line[reader] = None
+        self._left.clear()
         if not self._is_in_c:
             self._end_of_report.stop()
-        to_go = _MOST_PIECES
-        for served, reader in enumerate(line, 1):
+        while line:
+            reader, _ = line.popitem()
             to_go -= reader.on_readable()
             if not to_go:
-                self._left.update(dict.fromkeys(filter(self._readers.__contains__, line[served:])))
+                self._left.update(line)
                 break
         if self._is_in_c and not self._readers:
             self._end_of_report.stop()
