@@ -43,10 +43,10 @@ RESERVED = 1
 PIECE = bytes(256 * KIB)
 
 #: Of user memory, kernel buffers aside: what a connection may cost the forwarder. It was 4 KiB for
-#: one that is slow, 6 to 10 for one that is stalled, and 17 to 51 where nothing is spliced and what
-#: was read waits in user space, 64 KiB at the most.
+#: one that is slow, 6 to 10 for one that is stalled, and 17 to 353 where nothing is spliced and
+#: what was read waits in user space, 512 KiB at the most.
 SLOW_COSTS = 16 * KIB
-STALLED_COSTS = {"auto": 24 * KIB, "copy": (64 + 24) * KIB}
+STALLED_COSTS = {"auto": 24 * KIB, "copy": (512 + 24) * KIB}
 
 #: What a client is told whom nobody accepted, by whichever call is the first to hear of it.
 GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
