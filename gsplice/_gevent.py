@@ -5,10 +5,9 @@ finds whom to tell that a socket is being closed. A new gevent is a matter of th
 for its WSGI server: as with any library that is taken over, what `gevent.pywsgi` keeps to itself is
 known to `_pywsgi` and to the takeover of that name.
 
-Invariant: a watcher is started with a bound method of an object that has ``throw``, or with what
-has such an object as its ``__self__``. Then a ``close()`` or ``shutdown()`` in another greenlet
-reaches that object as ``throw(cancel_wait_ex)`` before the fd is closed, and no fd that has been
-reused is ever touched.
+Invariant: a watcher is started with a bound method of an object that has ``throw``. Then a
+``close()`` or ``shutdown()`` in another greenlet reaches that object as ``throw(cancel_wait_ex)``
+before the fd is closed, and no fd that has been reused is ever touched.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ round and round.
 
 from __future__ import annotations
 
-import functools
+import types
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -41,18 +41,10 @@ class Reader(Protocol):
         """Called by gevent, before it closes a socket that is waited for."""
 
 
-class _Place(functools.partial[None]):
-    """What a loop calls, with the one whom gevent tells of a `close`, as of a bound method."""
-
-    __slots__ = ("__self__",)
-
-    __self__: Reader
-
-
 class Turns:
     """Those that are to read once the loop has called all that were reported with them."""
 
-    __slots__ = ("_end_of_report", "_is_in_c", "_left", "_readers", "_reported", "loop")
+    __slots__ = ("_end_of_report", "_is_in_c", "_left", "_readers", "_reported", "_take", "loop")
 
     def __init__(self, loop: Any) -> None:
         self.loop = loop
@@ -61,6 +53,10 @@ class Turns:
         # In the order of the calls: the last was reported first, and `popitem` takes the last.
         self._reported: dict[Reader, None] = {}
         self._left: dict[Reader, None] = {}  # of the report before, in the same order
+        # What takes a place, for a reader.
+        self._take: Callable[[Reader], None] = (
+            self._reported.setdefault if self._is_in_c else self._take_and_watch
+        )
         # It is called when all that was reported has been called, and before gevent's own prepare
         # watcher, in which greenlets run. The loop does not live for it (``ref``).
         self._end_of_report = loop.prepare(ref=False)
@@ -68,17 +64,15 @@ class Turns:
     def place_for(self, reader: Reader) -> Callable[[], None]:
         """Return what the loop is to call when *reader*'s source can be read, until `leave`.
 
-        libev in C calls it without entering Python, which costs more there, for each message, than
-        in `_serve`. The loops in Python stop any watcher whose callback raises, that of `_serve` as
-        well; so there whoever takes a place starts it.
+        It is a bound method, as `_gevent` wants it, of what takes a place in line. libev in C calls
+        that without entering Python, which costs more there, for each message, than in `_serve`.
+        The loops in Python stop any watcher whose callback raises, that of `_serve` as well; so
+        there whoever takes a place starts it.
         """
         self._readers.add(reader)
         if self._is_in_c:
             self._watch()
-        take = self._reported.setdefault if self._is_in_c else self._take
-        place = _Place(take, reader)
-        place.__self__ = reader
-        return place
+        return types.MethodType(self._take, reader)
 
     def leave(self, reader: Reader) -> None:
         """Forget *reader*; a second call does nothing."""
@@ -86,7 +80,7 @@ class Turns:
         self._reported.pop(reader, None)
         self._left.pop(reader, None)
 
-    def _take(self, reader: Reader) -> None:
+    def _take_and_watch(self, reader: Reader) -> None:
         self._reported.setdefault(reader)
         self._watch()
 

@@ -327,7 +327,7 @@ def test_the_loop_in_c_calls_no_python_for_a_source_and_is_asked_once(
 ) -> None:
     is_in_c = _gevent.is_in_c(gevent.get_hub().loop)
     callback = lines[0].source._read_event.callback
-    assert isinstance(getattr(callback, "func", None), types.BuiltinMethodType) is is_in_c
+    assert isinstance(callback.__func__, types.BuiltinMethodType) is is_in_c
     for transfer in running:
         assert is_called_behind_each_report() is is_in_c
         transfer.stop()
