@@ -15,8 +15,8 @@ Invariant: behind a report no more than `_MOST_PIECES` large pieces are read, so
 to its timers, and to other greenlets. Who is left comes first behind the next report.
 
 Invariant: while there are readers, `_serve` is called behind each report in which the loop took a
-place for one. What a signal's handler does, at any moment, must not break that: the loop would go
-round and round.
+place for one. What the handler of a signal does, at any moment, must not break that: the loop would
+go round and round. (Two signals might, within the last three lines of `_serve`.)
 """
 
 from __future__ import annotations
