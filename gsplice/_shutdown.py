@@ -20,6 +20,8 @@ from gsplice._gevent import GeventSocket
 
 #: What the kernel says of a peer that has gone.
 _GONE: Final = frozenset({errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET})
+#: So many passes of the loop a direction may take until it reads; else nobody does.
+_PASSES: Final = 8
 #: More than an alert takes in any version of TLS, padding and all.
 _ALERT_SIZE: Final = 1024
 
@@ -43,9 +45,11 @@ def half_close(sock: GeventSocket) -> None:
 def _end_tls(sock: SSLSocket) -> None:
     raw = _gevent.raw_socket(sock)
     session = _gevent.tls_session(sock)
-    if session is not None and session.pending():
+    for _ in range(_PASSES):
+        if session is None or not session.pending():
+            break
         # The rest of a record of which somebody has read a part. The direction that reads takes it
-        # when it runs; the alert would have it thrown away.
+        # when it runs, and it may not have begun; the alert would have it thrown away.
         _gevent.let_loop_pass()
     if session is not None and not session.pending():
         alert = memoryview(_alert(sock.fileno(), session))

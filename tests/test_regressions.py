@@ -37,6 +37,7 @@ from peers import (
 from takeovers import before_and_after
 
 import gsplice
+from gsplice import _gevent, _shutdown
 from gsplice._body import Body
 from gsplice._chunked import ChunkedSink
 from gsplice._pump import Pump
@@ -312,17 +313,37 @@ def test_the_first_error_is_told_where_no_fd_is_left() -> None:
 
 
 def test_an_end_of_file_passed_on_over_tls_throws_away_nothing_that_was_read_ahead(
-    line: MakeLine, spawn: Spawn
+    line: MakeLine,
 ) -> None:
     client, a, b, backend = line("tcp", "tls")
     backend.sendall(b"head and body")
     assert b.recv(5) == b"head "  # the rest of the record is in the session by now
     client.shutdown(socket.SHUT_WR)
-    relaying = spawn(gsplice.relay, a, b)
+    relay = gsplice.Relay(a, b).start()
     assert receive(client, 8) == b"and body"
+    backend.suppress_ragged_eofs = False  # an end without a close_notify is an error
     assert receive(backend) == b""
     backend.close()
-    assert relaying.get(timeout=5) == (0, 8)
+    assert relay.get(timeout=5) == (0, 8)
+
+
+def test_the_end_of_tls_is_told_once_the_rest_of_a_record_is_read_however_late_who_reads_begins(
+    pairs: Pairs, spawn: Spawn
+) -> None:
+    near, far = pairs("tls")
+    far.sendall(b"head and body")
+    assert near.recv(5) == b"head "
+
+    def read_the_rest() -> bytes:
+        for _ in range(3):
+            _gevent.let_loop_pass()
+        return receive(near, 8)
+
+    reading = spawn(read_the_rest)
+    _shutdown.half_close(near)
+    assert reading.get(timeout=5) == b"and body"
+    far.suppress_ragged_eofs = False  # an end without a close_notify is an error
+    assert receive(far) == b""
 
 
 def test_a_transfer_stopped_before_its_caller_runs_it_is_over(line: MakeLine) -> None:
