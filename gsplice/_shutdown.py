@@ -45,13 +45,7 @@ def half_close(sock: GeventSocket) -> None:
 def _end_tls(sock: SSLSocket) -> None:
     raw = _gevent.raw_socket(sock)
     session = _gevent.tls_session(sock)
-    for _ in range(_PASSES):
-        if session is None or not session.pending():
-            break
-        # The rest of a record of which somebody has read a part. The direction that reads takes it
-        # when it runs, and it may not have begun; the alert would have it thrown away.
-        _gevent.let_loop_pass()
-    if session is not None and not session.pending():
+    if session is not None and _is_read_up(session):
         alert = memoryview(_alert(sock.fileno(), session))
         while alert:
             try:
@@ -59,6 +53,19 @@ def _end_tls(sock: SSLSocket) -> None:
             except BlockingIOError:
                 _gevent.wait_writable(sock)
     raw.shutdown(SHUT_WR)  # SSLSocket.shutdown() drops the session: recv() would give ciphertext
+
+
+def _is_read_up(session: Any) -> bool:
+    """Whether there is no rest of a record of which somebody has read a part.
+
+    The alert would have it thrown away. The direction that reads takes it when it runs, and it may
+    not have begun.
+    """
+    for _ in range(_PASSES):
+        if not session.pending():
+            return True
+        _gevent.let_loop_pass()
+    return not session.pending()
 
 
 def _alert(fd: int, session: Any) -> bytes:
