@@ -44,6 +44,30 @@ def before_method(
     return calls
 
 
+def behind_method(
+    monkeypatch: pytest.MonkeyPatch, engine: type[Any], name: str, look: Callable[[Any], Any]
+) -> list[Any]:
+    """Note what *look* says, given the engine, right behind each call of *engine*'s method *name*.
+
+    The list that is returned has what it said of each call made so far.
+    """
+    original = getattr(engine, name)
+    seen: list[Any] = []
+
+    def looked_at(self: Any, *args: Any) -> Any:
+        result = original(self, *args)
+        seen.append(look(self))
+        return result
+
+    monkeypatch.setattr(engine, name, looked_at)
+    return seen
+
+
+def interrupt() -> None:
+    """Do what the handler of SIGINT does."""
+    raise KeyboardInterrupt
+
+
 class Reused(NamedTuple):
     """A connection that has got the number of a socket that was closed."""
 

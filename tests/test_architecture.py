@@ -21,8 +21,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_kernel", "_gevent", "_options", "_own_methods", "_addresses", "_systemd"),
     ("_output",),
-    ("_account", "_connecting", "_reader", "_shutdown", "_ticks", "_watchdog"),
-    ("_pipe", "_turns"),
+    ("_account", "_connecting", "_reader", "_shutdown", "_ticks", "_turns", "_watchdog"),
+    ("_pipe",),
     ("_hub", "_endpoint"),
     ("_body", "_chunked", "_direction", "_moderation"),
     ("_recognition", "_reading"),

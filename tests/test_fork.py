@@ -232,6 +232,13 @@ def test_a_fork_by_a_signal_handler_in_the_middle_of_a_round_sends_nothing_twice
     run_alone(forked_between_two_system_calls, WAY=way, PYTHONWARNINGS=THREADS_ARE_NO_NEWS)
 
 
+def end_with_hello(line: Line, transfer: gsplice.Transfer) -> None:
+    """End a transfer of the parent's, on which it is said hello."""
+    assert receive(line.backend, 5) == b"hello"
+    transfer.stop()
+    close(*line)
+
+
 def forked_in_a_turn() -> None:
     """Fork while sources that were reported together are read in turn (for the test below)."""
     lines = [Line(*connected("unix"), *connected("unix")) for _ in range(3)]
@@ -256,9 +263,7 @@ def forked_in_a_turn() -> None:
         os._exit(0 if moved == [5, 0, 0] and not took_turns else 1)
     wait_until(lambda: ended_child(forking.pid) == (forking.pid, 0))
     for line, transfer in zip(lines, transfers, strict=True):
-        assert receive(line.backend, 5) == b"hello"
-        transfer.stop()
-        close(*line)
+        end_with_hello(line, transfer)
 
 
 def test_a_fork_in_ones_turn_leaves_all_the_others_to_the_parent() -> None:
@@ -278,9 +283,7 @@ def forked_as_a_wait_begins() -> None:
         os._exit(0 if line.source._read_event.callback is None else 1)
     wait_until(lambda: ended_child(forking.pid) == (forking.pid, 0))
     line.client.sendall(b"hello")
-    assert receive(line.backend, 5) == b"hello"
-    transfer.stop()
-    close(*line)
+    end_with_hello(line, transfer)
 
 
 def test_a_fork_by_a_signal_handler_as_a_wait_begins_leaves_the_child_waiting_for_nothing() -> None:
@@ -309,9 +312,7 @@ def forked_beside_a_hub_that_is_gone() -> None:
     in_child(work, fork_gevent)()
     for line, transfer in zip(lines, transfers, strict=True):
         line.client.sendall(b"hello")
-        assert receive(line.backend, 5) == b"hello"
-        transfer.stop()
-        close(*line)
+        end_with_hello(line, transfer)
     for sock in left[0][0]:
         sock._sock.close()  # whoever closes it by gevent's asks the loop, which is gone
 

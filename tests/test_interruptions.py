@@ -29,7 +29,7 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
-from races import before_method
+from races import before_method, interrupt
 
 import gsplice
 from gsplice import _gevent, _hub
@@ -126,7 +126,7 @@ def test_what_a_signal_handler_raises_where_a_source_is_read_ends_the_transfer(
     """In the middle of a step nobody could say what has been taken."""
     ends = line()
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
-    interrupt_before(monkeypatch, "_copy")
+    before_method(monkeypatch, Pump, "_copy", interrupt)
     ends.client.sendall(b"hello")
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(5)
@@ -142,7 +142,7 @@ def test_what_a_signal_handler_raises_right_before_a_source_is_read_leaves_nobod
     """Gevent stops the watcher of a source whose callback raises; in a turn that is another's."""
     ends = line()
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
-    interrupt_before(monkeypatch, "on_readable")
+    before_method(monkeypatch, Pump, "on_readable", interrupt)
     ends.client.sendall(b"hello")
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(5)
@@ -180,7 +180,7 @@ def test_what_a_signal_handler_raises_in_the_middle_of_an_end_leaves_no_socket_w
     ends = line()
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
     gevent.sleep(0.001)
-    interrupt_before(monkeypatch, "_release")
+    before_method(monkeypatch, Pump, "_release", interrupt)
     ends.client.shutdown(socket.SHUT_WR)
     with pytest.raises(KeyboardInterrupt):
         gevent.sleep(5)
@@ -188,13 +188,6 @@ def test_what_a_signal_handler_raises_in_the_middle_of_an_end_leaves_no_socket_w
     assert transfer.ready()
     assert gsplice.stats().active == 0
     assert not waits_to_read(ends.source)
-
-
-def interrupt_before(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    before_method(monkeypatch, Pump, step, interrupt)
 
 
 def test_what_a_signal_handler_raises_right_before_held_bytes_are_taken_back_leaks_no_pipe(
@@ -205,7 +198,7 @@ def test_what_a_signal_handler_raises_right_before_held_bytes_are_taken_back_lea
     transfer = gsplice.Transfer(ends.source, ends.sink, mode="splice").start()
     wait_until(lambda: waits_to_write(ends.sink))
     assert gsplice.stats().pipes > gsplice.stats().idle_pipes
-    interrupt_before(monkeypatch, "_take_back")
+    before_method(monkeypatch, Pump, "_take_back", interrupt)
     with pytest.raises(KeyboardInterrupt):
         transfer.stop()
     assert transfer.ready()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
-from typing import Any
 
 import gevent
 import pytest
@@ -25,6 +23,7 @@ from peers import (
     wait_until,
     waits_to_read,
 )
+from races import behind_method
 
 import gsplice
 from gsplice._moderation import PERIOD
@@ -108,27 +107,13 @@ def test_moderation_does_not_delay_an_exchange(
     assert_below(3000 * PERIOD, seconds)  # a tick for each would be moderation
 
 
-def run_of_hub(monkeypatch: pytest.MonkeyPatch, look: Callable[[], Any]) -> list[Any]:
-    """Note what *look* says right after each callback for a readable source."""
-    seen: list[Any] = []
-    original = Pump.on_readable
-
-    def on_readable(self: Pump) -> bool:
-        is_large = original(self)
-        seen.append(look())
-        return is_large
-
-    monkeypatch.setattr(Pump, "on_readable", on_readable)
-    return seen
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [1, 256, 5000, 60_000])
 def test_lone_message_is_forwarded_in_one_callback(
     line: MakeLine, monkeypatch: pytest.MonkeyPatch, mode: str, size: int
 ) -> None:
     client, source, sink, backend = line()
-    seen = run_of_hub(monkeypatch, lambda: is_readable(backend))
+    seen = behind_method(monkeypatch, Pump, "on_readable", lambda _: is_readable(backend))
     transfer = gsplice.Transfer(source, sink, mode=mode).start()
     for number in range(3):
         wait_until(lambda: waits_to_read(source))
@@ -144,7 +129,7 @@ def test_end_of_file_is_passed_on_in_one_callback(
     line: MakeLine, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
     client, a, b, backend = line()
-    seen = run_of_hub(monkeypatch, lambda: is_readable(backend))
+    seen = behind_method(monkeypatch, Pump, "on_readable", lambda _: is_readable(backend))
     relay = gsplice.Relay(a, b, mode=mode).start()
     client.shutdown(socket.SHUT_WR)
     assert receive(backend) == b""

@@ -25,7 +25,7 @@ from peers import (
     wait_until,
     waits_to_read,
 )
-from races import before_method
+from races import before_method, interrupt
 
 import gsplice
 from gsplice import _gevent, _moderation, _ticks
@@ -140,9 +140,6 @@ def test_what_a_signal_handler_raises_at_a_tick_ends_the_transfer(
     period: float,
 ) -> None:
     """Else nothing would end it any more: gevent stops the watcher whose callback raises."""
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
 
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)

@@ -32,7 +32,7 @@ from peers import (
     wait_until,
     waits_to_read,
 )
-from races import before_method
+from races import before_method, behind_method, interrupt
 
 import gsplice
 from gsplice import _gevent, _hub, _turns
@@ -185,9 +185,6 @@ def test_what_a_signal_raises_in_ones_turn_stops_nobody_else(
     hub_errors: list[Any],
     step: str,
 ) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     struck = 7  # its turn is the eighth
     before_method(monkeypatch, Pump, step, interrupt, number=struck + 1)
     write_to(lines, list(range(COUNT)))
@@ -233,6 +230,11 @@ def turns() -> Turns | None:
     return _hub.resources().turns_on(gevent.get_hub().loop)
 
 
+def places_taken() -> int:
+    here = turns()
+    return 0 if here is None else len(here._reported)
+
+
 def is_called_behind_each_report() -> bool:
     here = turns()
     return here is not None and here._end_of_report.active
@@ -253,21 +255,6 @@ def by_large_pieces(
         transfer.stop()
 
 
-def behind_each_read(monkeypatch: pytest.MonkeyPatch, then: Callable[[int], None]) -> list[Pump]:
-    """Have *then* called behind each read, with its number; return by whom they are."""
-    original = Pump.on_readable
-    read: list[Pump] = []
-
-    def on_readable(self: Pump) -> bool:
-        read.append(self)
-        is_large = original(self)
-        then(len(read))
-        return is_large
-
-    monkeypatch.setattr(Pump, "on_readable", on_readable)
-    return read
-
-
 def write_large_pieces(lines: list[Line]) -> None:
     for each in lines:
         each.client.sendall(PIECE)
@@ -277,15 +264,18 @@ def test_after_so_many_large_pieces_the_loop_has_its_turn_and_who_is_left_comes_
     lines: list[Line], by_large_pieces: list[gsplice.Transfer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the others can be read again at once, and the kernel names them before those."""
-    read = behind_each_read(
-        monkeypatch, lambda number: write_large_pieces([lines[(number - 1) % COUNT]])
-    )
+    engines = [transfer._engine for transfer in by_large_pieces]
+
+    def write_more(engine: Pump) -> Pump:
+        write_large_pieces([lines[engines.index(engine)]])
+        return engine
+
+    read = behind_method(monkeypatch, Pump, "on_readable", write_more)
     write_large_pieces(lines)
     passes, here = [0], turns()
     while len(read) < 3 * COUNT:
         _gevent.let_loop_pass()
         passes.append(len(read))
-    engines = [transfer._engine for transfer in by_large_pieces]
     assert read[: 3 * COUNT] == 3 * engines
     most = max(after - before for before, after in itertools.pairwise(passes))
     assert most == (COUNT if here is None else 4)
@@ -302,17 +292,18 @@ def test_who_is_left_and_ends_is_kept_by_nobody(
     """Not even until the loop is woken up, which may be never."""
     here = turns()
 
-    def stop(number: int) -> None:
-        if number == 4 and by_whom == "one that is read":
+    def stop(engine: Pump) -> None:
+        is_fourth = engine is by_large_pieces[3]._engine
+        if is_fourth and by_whom == "one that is read":
             stop_them()
-        elif number == 4:
+        elif is_fourth:
             spawn(stop_them)
 
     def stop_them() -> None:
         for transfer in by_large_pieces[4:]:
             transfer.stop()
 
-    read = behind_each_read(monkeypatch, stop)
+    read = behind_method(monkeypatch, Pump, "on_readable", stop)
     write_large_pieces(lines)
     wait_until(by_large_pieces[-1].ready)
     if here is None and by_whom == "another greenlet":
@@ -336,7 +327,7 @@ def test_the_loop_in_c_calls_no_python_for_a_source_and_is_asked_once(
 
 
 def test_a_transfer_that_a_signal_handler_begins_as_the_turns_end_gets_its_own(
-    line: MakeLine, monkeypatch: pytest.MonkeyPatch
+    line: MakeLine,
 ) -> None:
     last, next_one = line(), line()
     transfer = gsplice.Transfer(last.source, last.sink).start()
@@ -383,10 +374,9 @@ def test_who_is_stopped_before_its_turn_is_kept_by_nobody(
 
     def stop() -> None:
         assert far.recv(4) == b"stop"
-        for then in (transfer.stop, lambda: None):
-            here = turns()
-            waiting.append(0 if here is None else len(here._reported))
-            then()
+        waiting.append(places_taken())
+        transfer.stop()
+        waiting.append(places_taken())
 
     stopping = spawn(stop)
     gevent.sleep(0.001)
