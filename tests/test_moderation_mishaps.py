@@ -140,7 +140,6 @@ def test_what_a_signal_handler_raises_at_a_tick_ends_the_transfer(
     period: float,
 ) -> None:
     """Else nothing would end it any more: gevent stops the watcher whose callback raises."""
-
     _client, source, sink, backend = stream.line
     received = spawn(receive, backend)
     transfer = gsplice.Transfer(source, sink).start()
