@@ -212,7 +212,9 @@ class WatchingDirection(Direction):
         self._callback = callback
         if self._watchdog is not None:
             self._watchdog.begin_wait(sock.timeout)
-        if self._owner is None:  # a signal's handler has forked in here, and this is the child
+        # A signal's handler has forked in here, and this is the child. (No tracer that starts there
+        # follows a frame from before the fork.)
+        if self._owner is None:  # pragma: no cover
             _gevent.when_loop_runs(self._stop_waiting)
 
     def _claim(self, watcher: Any, callback: Callable[..., None]) -> None:

@@ -12,6 +12,7 @@ import socket as standard_socket
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gevent
 import pytest
 from fd_reuse import OTHERS_BYTES
 from gevent import socket
@@ -66,6 +67,13 @@ def behind_method(
 def interrupt() -> None:
     """Do what the handler of SIGINT does."""
     raise KeyboardInterrupt
+
+
+def wait_until_interrupted(hub_errors: list[Any], wait: Callable[[], Any] | None = None) -> None:
+    """Let the hub run, by *wait* if given, until what `interrupt` raises in it comes out here."""
+    with pytest.raises(KeyboardInterrupt):
+        wait() if wait is not None else gevent.sleep(5)
+    hub_errors.clear()  # gevent tells the hub as well
 
 
 class Reused(NamedTuple):

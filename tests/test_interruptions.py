@@ -29,7 +29,7 @@ from peers import (
     waits_to_read,
     waits_to_write,
 )
-from races import before_method, interrupt
+from races import before_method, interrupt, wait_until_interrupted
 
 import gsplice
 from gsplice import _gevent, _hub
@@ -128,9 +128,7 @@ def test_what_a_signal_handler_raises_where_a_source_is_read_ends_the_transfer(
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
     before_method(monkeypatch, Pump, "_copy", interrupt)
     ends.client.sendall(b"hello")
-    with pytest.raises(KeyboardInterrupt):
-        gevent.sleep(5)
-    hub_errors.clear()
+    wait_until_interrupted(hub_errors)
     assert isinstance(error_of(transfer.get, 5), gsplice.TransferStopped)
     assert receive(ends.source, 5) == b"hello"
     assert not waits_to_read(ends.source)
@@ -144,9 +142,7 @@ def test_what_a_signal_handler_raises_right_before_a_source_is_read_leaves_nobod
     transfer = gsplice.Transfer(ends.source, ends.sink).start()
     before_method(monkeypatch, Pump, "on_readable", interrupt)
     ends.client.sendall(b"hello")
-    with pytest.raises(KeyboardInterrupt):
-        gevent.sleep(5)
-    hub_errors.clear()
+    wait_until_interrupted(hub_errors)
     if _gevent.calls_backwards(gevent.get_hub().loop):
         assert receive(ends.backend, 5) == b"hello"
         transfer.stop()
@@ -182,9 +178,7 @@ def test_what_a_signal_handler_raises_in_the_middle_of_an_end_leaves_no_socket_w
     gevent.sleep(0.001)
     before_method(monkeypatch, Pump, "_release", interrupt)
     ends.client.shutdown(socket.SHUT_WR)
-    with pytest.raises(KeyboardInterrupt):
-        gevent.sleep(5)
-    hub_errors.clear()
+    wait_until_interrupted(hub_errors)
     assert transfer.ready()
     assert gsplice.stats().active == 0
     assert not waits_to_read(ends.source)

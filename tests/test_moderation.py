@@ -70,10 +70,9 @@ def test_many_small_writes_cost_few_wake_ups(
 
 @pytest.mark.parametrize("size", [SMALL, SPLICED])
 def test_the_source_of_small_writes_is_not_waited_for_and_all_arrives(
-    stream: Stream, size: int, spawn: Spawn
+    stream: Stream, size: int
 ) -> None:
-    received = spawn(receive, stream.line.backend)
-    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer, size)
     assert stream.line.source._read_event.events == 0
     stream.write(1000, size)
@@ -82,17 +81,15 @@ def test_the_source_of_small_writes_is_not_waited_for_and_all_arrives(
 
 @pytest.mark.parametrize("mode", ["auto", "copy"])
 def test_what_has_piled_up_while_the_loop_was_late_goes_on_in_the_next_turns(
-    line: MakeLine, spawn: Spawn, mode: str, any_pace: None, monkeypatch: pytest.MonkeyPatch
+    stream: Stream, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gsplice._reading._ROUNDS", 2)
-    one = Stream(line())
-    received = spawn(receive, one.line.backend)
-    transfer = gsplice.Transfer(one.line.source, one.line.sink, mode=mode).start()
-    one.write_until_moderated(transfer)
+    transfer, received = stream.begin(mode=mode)
+    stream.write_until_moderated(transfer)
     for _ in range(4):
-        one.pile_up(1_500_000)
-    one.write(100)
-    one.end(transfer, received)
+        stream.pile_up(1_500_000)
+    stream.write(100)
+    stream.end(transfer, received)
 
 
 @pytest.mark.parametrize("mode", ["auto", "copy", "splice"])
@@ -119,12 +116,8 @@ def test_what_has_piled_up_may_meet_a_full_sink_in_any_turn(
 
 
 @pytest.mark.parametrize("bound", [PERIOD, LONG_BOUND])
-def test_the_last_bytes_before_a_pause_do_not_wait_for_more(
-    stream: Stream, bound: float, spawn: Spawn
-) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink, moderation=bound).start()
+def test_the_last_bytes_before_a_pause_do_not_wait_for_more(stream: Stream, bound: float) -> None:
+    transfer, received = stream.begin(moderation=bound)
     stream.write_until_moderated(transfer)
     stream.write()
     began = time.monotonic()
@@ -133,15 +126,13 @@ def test_the_last_bytes_before_a_pause_do_not_wait_for_more(
     stream.end(transfer, received)
 
 
-def test_after_a_pause_each_message_is_waited_for(stream: Stream, spawn: Spawn) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+def test_after_a_pause_each_message_is_waited_for(stream: Stream) -> None:
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer)
     wait_until(lambda: not is_stream(transfer))
     for _ in range(8):
-        assert source._read_event.active
-        assert source._read_event.events & 1
+        assert stream.line.source._read_event.active
+        assert stream.line.source._read_event.events & 1
         stream.write()
         wait_until(lambda: transfer.moved == len(stream.sent))
         assert not is_stream(transfer)
@@ -150,12 +141,11 @@ def test_after_a_pause_each_message_is_waited_for(stream: Stream, spawn: Spawn) 
 
 @pytest.mark.parametrize("how", ["end of file", "reset"])
 def test_the_end_waits_for_no_tick(
-    stream: Stream, how: str, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+    stream: Stream, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, source, sink, backend = stream.line
-    spawn(receive, backend)
+    client = stream.line.client
     monkeypatch.setattr(_moderation, "Ticks", lambda fd, _period: Ticks(fd, LONG_BOUND))
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, _received = stream.begin()
     stream.write_until_moderated(transfer)
     began = time.monotonic()
     if how == "reset":
@@ -168,22 +158,17 @@ def test_the_end_waits_for_no_tick(
     assert time.monotonic() - began < SLACK
 
 
-def test_the_end_of_file_that_the_timer_meets_first_is_an_end_like_any(
-    stream: Stream, spawn: Spawn
-) -> None:
-    received = spawn(receive, stream.line.backend)
-    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+def test_the_end_of_file_that_the_timer_meets_first_is_an_end_like_any(stream: Stream) -> None:
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer)
     stream.line.client.shutdown(socket.SHUT_WR)
     transfer._engine.on_due()  # a hub that was late calls timers before sockets
     stream.end(transfer, received)
 
 
-def test_a_limit_is_reached_without_waiting_for_more(stream: Stream, spawn: Spawn) -> None:
-    _client, source, sink, backend = stream.line
-    spawn(receive, backend)
+def test_a_limit_is_reached_without_waiting_for_more(stream: Stream) -> None:
     count = 400 * SMALL
-    transfer = gsplice.Transfer(source, sink, count, moderation=LONG_BOUND).start()
+    transfer, _received = stream.begin(count=count, moderation=LONG_BOUND)
     began = time.monotonic()
     stream.write(400)
     assert transfer.get(timeout=5) == count
@@ -222,9 +207,8 @@ def test_an_exchange_that_two_copies_serve(line: MakeLine, spawn: Spawn, any_pac
 
 
 def test_slow_messages(line: MakeLine, spawn: Spawn) -> None:
-    stream = Stream(line())
-    received = spawn(receive, stream.line.backend)
-    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    stream = Stream(line(), spawn)
+    transfer, received = stream.begin()
     for _ in range(200):
         stream.write()
         gevent.sleep(0.001)  # the pause is what is tested
@@ -232,10 +216,9 @@ def test_slow_messages(line: MakeLine, spawn: Spawn) -> None:
     stream.end(transfer, received)
 
 
-def test_large_writes(stream: Stream, spawn: Spawn) -> None:
+def test_large_writes(stream: Stream) -> None:
     """What comes in a millisecond would be more than fits into the caches, and into a window."""
-    received = spawn(receive, stream.line.backend)
-    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    transfer, received = stream.begin()
     for _ in range(500):
         stream.write(size=100_000)
         assert not is_stream(transfer)
@@ -243,9 +226,8 @@ def test_large_writes(stream: Stream, spawn: Spawn) -> None:
 
 
 @pytest.mark.parametrize("bound", [0, 0.0005], ids=["off", "a bound that no timer can keep"])
-def test_where_it_is_turned_off(stream: Stream, spawn: Spawn, bound: float) -> None:
-    received = spawn(receive, stream.line.backend)
-    transfer = gsplice.Transfer(stream.line.source, stream.line.sink, moderation=bound).start()
+def test_where_it_is_turned_off(stream: Stream, bound: float) -> None:
+    transfer, received = stream.begin(moderation=bound)
     for _ in range(500):
         stream.write()
         assert transfer._engine._moderation is None

@@ -25,7 +25,7 @@ from peers import (
     wait_until,
     waits_to_read,
 )
-from races import before_method, interrupt
+from races import before_method, interrupt, wait_until_interrupted
 
 import gsplice
 from gsplice import _gevent, _moderation, _ticks
@@ -44,51 +44,43 @@ def period(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> f
 # What the system may refuse.
 
 
-def test_a_kernel_without_the_option_costs_no_transfer(stream: Stream, spawn: Spawn) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
+def test_a_kernel_without_the_option_costs_no_transfer(stream: Stream) -> None:
     unknown = always("getsockopt", failing(errno.ENOPROTOOPT))
-    with injected(unknown, sockets=[source]):
-        transfer = gsplice.Transfer(source, sink).start()
+    with injected(unknown, sockets=[stream.line.source]):
+        transfer, received = stream.begin()
         stream.write(200)
         stream.end(transfer, received)
     assert unknown.calls == 1
 
 
-def test_a_kernel_that_does_not_count_what_it_sends_costs_no_transfer(
-    stream: Stream, spawn: Spawn
-) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
+def test_a_kernel_that_does_not_count_what_it_sends_costs_no_transfer(stream: Stream) -> None:
     brief = always("getsockopt", lambda *_: bytes(104))  # tcp_info as it was before Linux 4.6
-    with injected(brief, sockets=[source]):
-        transfer = gsplice.Transfer(source, sink).start()
+    with injected(brief, sockets=[stream.line.source]):
+        transfer, received = stream.begin()
         stream.write(200)
         assert brief.calls == 1, "it is not asked again"
         stream.end(transfer, received)
 
 
 def test_where_there_is_no_fd_left_a_stream_is_waited_for_as_ever(
-    stream: Stream, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_fd() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr(_ticks, "_epoll", no_fd)
-    received = spawn(receive, stream.line.backend)
-    transfer = gsplice.Transfer(stream.line.source, stream.line.sink).start()
+    transfer, received = stream.begin()
     stream.write(200)
     assert not is_stream(transfer)
     stream.end(transfer, received)
 
 
 def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
-    stream: Stream, spawn: Spawn, period: float
+    stream: Stream, period: float
 ) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer, period=period)
+    source = stream.line.source
     with injected(Fault("getsockopt", failing(errno.ENOMEM)), sockets=[source]):
         # The engine has the socket from before.
         transfer._engine._moderation._raw = source._sock
@@ -101,33 +93,26 @@ def test_a_kernel_that_does_not_count_any_more_ends_the_stream(
 
 
 def test_a_stop_right_before_a_tick_leaves_what_has_come_in_the_source(
-    stream: Stream, monkeypatch: pytest.MonkeyPatch, spawn: Spawn, period: float
+    stream: Stream, monkeypatch: pytest.MonkeyPatch, period: float
 ) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, received = stream.begin()
     tick = 1 if period == PERIOD else 2
     before_method(monkeypatch, Pump, "on_due", transfer.stop, tick)
     while not transfer.ready():
         stream.write()
-    taken = transfer.moved + len(transfer.undelivered)
-    left = receive(source, len(stream.sent) - taken)
-    sink.shutdown(socket.SHUT_WR)
-    assert received.get() + transfer.undelivered + left == stream.sent
+    stream.account(transfer, received)
 
 
 def test_what_libuv_tells_all_that_wait_for_a_socket_is_no_news_to_one_that_only_ticks(
-    stream: Stream, spawn: Spawn, period: float
+    stream: Stream, period: float
 ) -> None:
     """Of an error it tells each watcher of the fd, in negative events, whatever it waits for."""
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer, period=period)
     stream.pile_up(SMALL)
     while not transfer._engine._has_claim:
         stream.write()
-    source._read_event.callback(-errno.ECONNRESET)
+    stream.line.source._read_event.callback(-errno.ECONNRESET)
     stream.write(3)
     stream.end(transfer, received)
 
@@ -135,49 +120,38 @@ def test_what_libuv_tells_all_that_wait_for_a_socket_is_no_news_to_one_that_only
 def test_what_a_signal_handler_raises_at_a_tick_ends_the_transfer(
     stream: Stream,
     monkeypatch: pytest.MonkeyPatch,
-    spawn: Spawn,
     hub_errors: list[Any],
     period: float,
 ) -> None:
     """Else nothing would end it any more: gevent stops the watcher whose callback raises."""
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer, period=period)
     before_method(monkeypatch, Pump, "_tick", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        stream.write(5000)
-    hub_errors.clear()
+    wait_until_interrupted(hub_errors, lambda: stream.write(5000))
     assert isinstance(error_of(transfer.get, 5), gsplice.TransferStopped)
-    taken = transfer.moved + len(transfer.undelivered)
-    left = receive(source, len(stream.sent) - taken)
-    sink.shutdown(socket.SHUT_WR)
-    assert received.get() + transfer.undelivered + left == stream.sent
+    stream.account(transfer, received)
 
 
 def test_a_source_that_is_closed_in_between_is_an_error_that_loses_nothing(
-    stream: Stream, spawn: Spawn, period: float
+    stream: Stream, period: float
 ) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer, period=period)
-    source.close()
+    stream.line.source.close()
     transfer.wait(5)
     assert isinstance(transfer.exception, socket.cancel_wait_ex)
-    sink.shutdown(socket.SHUT_WR)
+    stream.line.sink.shutdown(socket.SHUT_WR)
     assert stream.sent.startswith(received.get() + transfer.undelivered)
 
 
 @pytest.mark.parametrize("size", [SMALL, SPLICED])
 def test_a_second_reader_is_refused_and_the_stream_goes_on(
-    stream: Stream, size: int, spawn: Spawn, period: float
+    stream: Stream, size: int, period: float
 ) -> None:
-    _client, source, sink, backend = stream.line
-    received = spawn(receive, backend)
-    transfer = gsplice.Transfer(source, sink).start()
+    transfer, received = stream.begin()
     stream.write_until_moderated(transfer, size, period)
-    second = gsplice.Transfer(source, sink).start()
+    source = stream.line.source
+    second = gsplice.Transfer(source, stream.line.sink).start()
     second.wait(5)
     assert isinstance(second.exception, ConcurrentObjectUseError)
     with pytest.raises(ConcurrentObjectUseError):

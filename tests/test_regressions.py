@@ -8,6 +8,7 @@ import io
 import os
 import resource
 import signal
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,19 @@ def test_the_end_of_tls_is_told_once_the_rest_of_a_record_is_read_however_late_w
     assert reading.get(timeout=5) == b"and body"
     far.suppress_ragged_eofs = False  # an end without a close_notify is an error
     assert receive(far) == b""
+
+
+def test_where_nobody_reads_the_rest_of_a_record_the_end_of_tcp_is_told_and_nothing_thrown_away(
+    pairs: Pairs,
+) -> None:
+    near, far = pairs("tls")
+    far.sendall(b"head and body")
+    assert near.recv(5) == b"head "
+    _shutdown.half_close(near)
+    far.suppress_ragged_eofs = False
+    with pytest.raises(ssl.SSLEOFError):
+        receive(far)
+    assert receive(near, 8) == b"and body"
 
 
 def test_a_transfer_stopped_before_its_caller_runs_it_is_over(line: MakeLine) -> None:
