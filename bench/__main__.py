@@ -4,7 +4,7 @@ import sys
 
 try:
     from bench import memory, pictures, relay, syscalls, ticker
-    from bench.command_line import run_program
+    from bench.command_line import COMMANDS, no_such_name, run_program
     from bench.web import alternating
     from bench.web import command as web
 except ModuleNotFoundError as error:
@@ -12,22 +12,25 @@ except ModuleNotFoundError as error:
         raise
     sys.exit("the bench needs tabulate: python -m pip install -e '.[bench]'")
 
-COMMANDS = {
-    "relay": relay.main,
-    "scale": relay.scale,
-    "memory": memory.main,
-    "ticker": ticker.main,
-    "syscalls": syscalls.main,
-    "web": web.main,
-    "web-alternating": alternating.main,
-    "pictures": pictures.main,
-}
+MAINS = (
+    relay.main,
+    relay.scale,
+    memory.main,
+    ticker.main,
+    syscalls.main,
+    web.main,
+    alternating.main,
+    pictures.main,
+)
 
 
 def main(arguments: list[str]) -> int:
-    if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]](arguments[1:])
-    return relay.main(arguments)
+    command, *rest = arguments or [""]
+    if not command or command.startswith("-"):
+        command, rest = COMMANDS[0], arguments
+    if command not in COMMANDS:
+        no_such_name(command, COMMANDS)
+    return dict(zip(COMMANDS, MAINS, strict=True))[command](rest)
 
 
 if __name__ == "__main__":

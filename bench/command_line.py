@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -12,14 +11,26 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from bench import machine
-from bench.compiler import compiled, compiler
+from bench.compiler import CannotCompile, compiled, compiler
 from bench.contenders import Contender, all_contenders
 from bench.regimes import RelayRegime
 from bench.report import BASELINE
 from bench.rounds import Named, Participant
+from bench.values import count, file_to_write, seconds, seconds_or_none
 
 USAGE_ERROR = 2  # as argparse has it
 LIST_WIDTH = 26
+COMMANDS = (
+    "relay",
+    "scale",
+    "memory",
+    "ticker",
+    "syscalls",
+    "web",
+    "web-alternating",
+    "pictures",
+)
+EPILOG = f"Commands: {', '.join(COMMANDS)} (default: relay). bench/README.rst explains them."
 
 Choice = TypeVar("Choice", bound=Named)
 Taking = TypeVar("Taking", bound=Participant)
@@ -28,12 +39,17 @@ Taking = TypeVar("Taking", bound=Participant)
 def run_program(main: Callable[[list[str]], int]) -> NoReturn:
     """Run *main* with the words of the command line, and exit with its status.
 
-    Where nobody reads on (``| head``) it is a quiet end, with the status that a shell gives what
-    SIGPIPE has ended. The signal itself would leave what was started behind.
+    Where nobody reads on (``| head``), and where it is interrupted, it is a quiet end, with the
+    status that a shell gives what a signal has ended. The signal itself would leave what was
+    started behind.
     """
     try:
         status = main(sys.argv[1:])
         sys.stdout.flush()
+    except CannotCompile as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
     except BrokenPipeError:
         # Python flushes it once more at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,7 +59,7 @@ def run_program(main: Callable[[list[str]], int]) -> NoReturn:
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     prog = f"python -m bench {command}".rstrip()
-    return argparse.ArgumentParser(prog=prog, description=description)
+    return argparse.ArgumentParser(prog=prog, description=description, epilog=EPILOG)
 
 
 def add_choice_option(
@@ -62,25 +78,25 @@ def add_choice_option(
 def add_rounds_options(
     options: argparse.ArgumentParser,
     rounds: int = 5,
-    seconds: float = 1.0,
+    duration: float = 1.0,
     warmup: float | None = 0.3,
 ) -> None:
     """What all have that measure; those without a warm-up say ``None``."""
     options.add_argument(
-        "--rounds", type=int, default=rounds, help=f"for each of them (default: {rounds})"
+        "--rounds", type=count, default=rounds, help=f"for each of them (default: {rounds})"
     )
     options.add_argument(
         "--seconds",
-        type=float,
-        default=seconds,
-        help=f"of traffic, for each measurement (default: {seconds})",
+        type=seconds,
+        default=duration,
+        help=f"of traffic, for each measurement (default: {duration})",
     )
     if warmup is None:
         options.set_defaults(warmup=0.0)
     else:
         options.add_argument(
             "--warmup",
-            type=float,
+            type=seconds_or_none,
             default=warmup,
             help=f"seconds before each, not counted (default: {warmup})",
         )
@@ -90,15 +106,15 @@ def add_rounds_options(
         help="one short round: does it all run? Its figures are worth nothing",
     )
     add_choice_option(options, "contender")
-    options.add_argument("--json", type=Path, metavar="FILE", help="write every measurement to it")
+    options.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write every measurement to it"
+    )
     options.add_argument("--list", action="store_true", help="list what there is to choose from")
 
 
 def begin(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """What is asked for, in options that make sense; SIGTERM is an end from now on."""
+    """What is asked for; SIGTERM is an end from now on."""
     options = parser.parse_args(arguments)
-    if options.rounds < 1 or options.seconds <= 0 or options.warmup < 0:
-        parser.error("--rounds and --seconds are more than 0, --warmup is not less")
     if options.quick:
         options.rounds, options.seconds = 1, 0.3
         options.warmup = min(options.warmup, 0.1)
@@ -107,14 +123,18 @@ def begin(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     return options
 
 
+def no_such_name(name: str, names: Sequence[str]) -> NoReturn:
+    print(f"nothing is called {name!r}; there are {', '.join(names)}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
 def matching(names: Sequence[str], patterns: Sequence[str] | None) -> list[str]:
     """Those that a pattern matches, or all; a pattern that matches none ends the program."""
     if patterns is None:
         return list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            print(f"nothing is called {pattern!r}; there are {', '.join(names)}", file=sys.stderr)
-            sys.exit(USAGE_ERROR)
+            no_such_name(pattern, names)
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
@@ -174,7 +194,7 @@ def _compiles(contender: Contender) -> bool:
         return True
     try:
         compiled(contender.source)
-    except (OSError, subprocess.SubprocessError) as error:
+    except CannotCompile as error:
         print(f"left out: {contender.name} ({error})")
         return False
     return True
@@ -216,4 +236,7 @@ def print_facts() -> dict[str, str]:
 def write_json(path: Path | None, facts: Mapping[str, str], figures: Mapping[str, object]) -> None:
     """Where one was asked for."""
     if path:
-        path.write_text(json.dumps({"machine": facts, **figures}, indent=1))
+        try:
+            path.write_text(json.dumps({"machine": facts, **figures}, indent=1))
+        except OSError as error:
+            sys.exit(f"{path} could not be written: {error.strerror}")

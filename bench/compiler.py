@@ -11,6 +11,10 @@ C_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-pthread", f"-I{HEADERS}")
 COMPILE_SECONDS = 300  # the first Go program makes Go compile its library as well
 
 
+class CannotCompile(Exception):
+    """What is wrong, in a line."""
+
+
 def compiler() -> str | None:
     """The C compiler's path; ``GSPLICE_BENCH_CC`` names another one, or none when it is empty."""
     return shutil.which(os.environ.get("GSPLICE_BENCH_CC", "cc"))
@@ -23,10 +27,19 @@ def go() -> str | None:
 
 def compiled(source: Path) -> Path:
     """The program made from ``source``: a changed source is compiled anew, by its digest."""
-    program = _cache() / f"{source.stem}-{_digest(source)}"
-    if not program.exists():
-        _compile(source, program)
-    return program
+    try:
+        program = _cache() / f"{source.stem}-{_digest(source)}"
+        if not program.exists():
+            _compile(source, program)
+    except subprocess.CalledProcessError as error:
+        what = f"{error.cmd[0]} ended with status {error.returncode}"
+    except subprocess.TimeoutExpired as error:
+        what = f"{error.cmd[0]} took more than {COMPILE_SECONDS} s"
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}"
+    else:
+        return program
+    raise CannotCompile(f"{source.name} could not be compiled: {what}")
 
 
 def _cache() -> Path:
@@ -53,7 +66,7 @@ def _digest(source: Path) -> str:
 def _compile(source: Path, program: Path) -> None:
     recipe = _recipe(source)
     if not recipe[0]:
-        raise FileNotFoundError(f"no compiler to make {source.name} with")
+        raise CannotCompile(f"there is no compiler for {source.name}")
     unfinished = program.with_name(f"{program.name}.{os.getpid()}")
     try:
         subprocess.run([*recipe, unfinished, source], check=True, timeout=COMPILE_SECONDS)

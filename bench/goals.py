@@ -23,6 +23,7 @@ NOISE = 0.1  # of a goal: as much as measurements on one machine differ from eac
 LEAST_ROUNDS = 5
 
 REACHED, WITHIN_NOISE, MISSED = VERDICTS = ("reached", "within the noise", "missed")
+NOT_COUNTED = "too few rounds"
 HEADINGS = ("", "", "what", "beside", "goal", "median", "rounds", "margin", "")
 
 
@@ -69,11 +70,14 @@ def table_of_goals(rows: Sequence[Sequence[str]], rounds: int) -> str:
     """Nothing where no goal was measured."""
     if not rows:
         return ""
-    counts = Counter(verdict for *_, verdict in rows)
+    enough = rounds >= LEAST_ROUNDS
+    counts = Counter(verdict for *_, verdict in rows if enough or verdict != REACHED)
+    if not enough:
+        rows = [[NOT_COUNTED if cell == REACHED else cell for cell in row] for row in rows]
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     text = f"goals, by the median of the rounds:\n{table(HEADINGS, rows, last='left')}"
     text += f"\n  {summary}"
-    if rounds < LEAST_ROUNDS:
+    if not enough:
         text += f"\n  note: {rounds} of {LEAST_ROUNDS} rounds; with fewer nothing is reached"
     return text
 

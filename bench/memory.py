@@ -26,6 +26,7 @@ from bench.report import Column, every_round, figure_column, rounds_table
 from bench.rounds import Rounds, run_rounds
 from bench.setting import Setting, set_up
 from bench.usage import Usage
+from bench.values import count, message_size, seconds, seconds_or_none
 
 ALSO = ("gsplice-server",)
 ANSWER_SECONDS = 5.0
@@ -45,16 +46,22 @@ class IdleRelays:
 
 def parser() -> argparse.ArgumentParser:
     options = parser_of("memory", "What relays cost that have carried traffic and are idle now.")
-    add_rounds_options(options, rounds=3, seconds=2.0, warmup=None)
-    options.add_argument("--relays", type=int, default=1000, help="(default: 1000)")
+    add_rounds_options(options, duration=2.0, warmup=None)
+    options.add_argument("--relays", type=count, default=1000, help="(default: 1000)")
     options.add_argument(
-        "--size", type=int, default=65536, help="of a message of the traffic (default: 65536)"
+        "--size",
+        type=message_size,
+        default=65536,
+        help="of a message of the traffic (default: 65536)",
     )
     options.add_argument(
-        "--settle", type=float, default=2.0, help="seconds of idling (default: 2.0)"
+        "--settle", type=seconds_or_none, default=2.0, help="seconds of idling (default: 2.0)"
     )
     options.add_argument(
-        "--idle", type=float, default=1.0, help="seconds in which their CPU is read (default: 1.0)"
+        "--idle",
+        type=seconds,
+        default=1.0,
+        help="seconds in which their CPU is read (default: 1.0)",
     )
     return options
 
@@ -64,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         return print_participants(all_contenders())
     if options.quick:
-        options.relays, options.settle, options.idle = QUICK_RELAYS, QUICK_SECONDS, QUICK_SECONDS
+        options.relays = min(options.relays, QUICK_RELAYS)
+        options.settle, options.idle = QUICK_SECONDS, QUICK_SECONDS
     regime = RelayRegime("idle", options.size, options.relays, PING_PONG, also=ALSO)
     planned = plan([regime], None, options.contender)
     facts = print_facts()

@@ -19,6 +19,7 @@ from bench.command_line import add_choice_option, matching, parser_of
 from bench.contenders import all_contenders
 from bench.report import BASELINE
 from bench.styles import SIZE, finish, hide_frame, name_powers, plain, style_of
+from bench.values import folder_to_fill
 
 # What the JSON has for a regime, as bench/report.py writes it.
 Figures = Mapping[str, Any]
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     options = parser_of("pictures", "Pictures of what was measured.")
     options.add_argument("files", nargs="+", type=Path, metavar="FILE", help="of --json")
     options.add_argument(
-        "-o", "--output", type=Path, default=Path(), metavar="DIR", help="(default: here)"
+        "-o", "--output", type=folder_to_fill, default=Path(), metavar="DIR", help="(default: here)"
     )
     add_choice_option(options, "contender")
     return options
@@ -55,16 +56,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
+    check_matplotlib()
     regimes: dict[str, Figures] = {}
     memory: dict[str, Any] = {}
     for path in options.files:
         try:
             figures = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            regimes.update(figures.get("regimes", {}))
+            memory.update(figures.get("memory", {}))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             parser().error(f"{path} has no figures: {error}")
-        regimes.update(figures.get("regimes", {}))
-        memory.update(figures.get("memory", {}))
-    return draw(regimes, memory, options.output, options.contender)
+    if not draw(regimes, memory, options.output, options.contender):
+        parser().error("there is nothing to draw in what was measured")
+    return 0
+
+
+def check_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("pictures need matplotlib: python -m pip install -e '.[bench]'")
 
 
 def draw(
@@ -72,17 +81,16 @@ def draw(
     memory: Mapping[str, Any],
     folder: Path,
     patterns: Sequence[str] | None = None,
-) -> int:
+) -> list[Path]:
     """Every picture that there are figures for; the names of the files are printed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        sys.exit("pictures need matplotlib: python -m pip install -e '.[bench]'")
-    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
     names = matching(_names(regimes, memory), patterns)
     for name, figure in _all_pictures(regimes, memory, names):
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=120, bbox_inches="tight")
         print(path)
-    return 0
+        drawn.append(path)
+    return drawn
 
 
 def _names(regimes: Mapping[str, Figures], memory: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench import pictures, report
 from bench.command_line import (
@@ -20,6 +19,7 @@ from bench.goals import goals_table
 from bench.measure import Measurement, measure
 from bench.regimes import REGIMES, SCALE, RelayRegime
 from bench.rounds import Rounds, run_rounds
+from bench.values import folder_to_fill
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +35,9 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
     options = parser_of(command, description)
     add_choice_option(options, "regime")
     add_rounds_options(options)
-    options.add_argument("--pictures", type=Path, metavar="DIR", help="draw pictures into DIR")
+    options.add_argument(
+        "--pictures", type=folder_to_fill, metavar="DIR", help="draw pictures into DIR"
+    )
     return options
 
 
@@ -45,6 +47,8 @@ def run(
     options = begin(parser, arguments)
     if options.list:
         return print_regimes_and_contenders(regimes)
+    if options.pictures:
+        pictures.check_matplotlib()
     planned = plan(regimes, options.regime, options.contender)
     facts = print_facts()
     print("rate x and cpu x are to the gevent loop of the same round; more is better in both\n")

@@ -5,6 +5,7 @@ measured until an interrupt is there, and printed.
 """
 
 import argparse
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,9 +103,12 @@ def run_rounds(
                 print(table(done[-1]), end="\n\n", flush=True)
     except KeyboardInterrupt:
         progress("")
-        print("interrupted; what was measured until now:", file=sys.stderr)
-        return 130
-    return 1 if any(rounds.failures for rounds in done) else 0
+        has_results = any(rounds.results for rounds in done)
+        what = "what was measured until now:" if has_results else "nothing was measured"
+        print(f"interrupted; {what}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    failed = any(rounds.failures for rounds in done)
+    return 0 if any(rounds.results for rounds in done) and not failed else 1
 
 
 def _take_turns(

@@ -17,12 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
-import pyperf  # type: ignore[import-untyped]
+try:
+    import pyperf  # type: ignore[import-untyped]
+except ModuleNotFoundError:
+    sys.exit("this needs pyperf: python -m pip install -e '.[bench]'")
 from gevent import socket
 
 import gsplice
 from bench.command_line import run_program
 from bench.rounds import progress, turns
+from bench.values import count, file_to_write
 
 VARIANTS = ("original", "patched", "control")
 CALLS = 32  # in a block: with the size below, far less than a receive buffer holds
@@ -46,9 +50,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("--turns", type=int, default=15, help="(default: 15)")
+    options.add_argument("--turns", type=count, default=15, help="(default: 15)")
     add_transport_option(options)
-    options.add_argument("--output", metavar="FILE", help="write a suite for the pyperf command")
+    options.add_argument(
+        "--output", type=file_to_write, metavar="FILE", help="write a suite for the pyperf command"
+    )
     return options
 
 
@@ -76,7 +82,7 @@ def report(benchmarks: dict[str, list[pyperf.Benchmark]], options: argparse.Name
     print(f"patched: {patched:+.2f} % (the control: {control:+.2f} %; limit: {LIMIT_PERCENT} %)")
     if options.output:
         pyperf.BenchmarkSuite([merged(measured) for measured in benchmarks.values()]).dump(
-            options.output
+            str(options.output), replace=True
         )
     return 0 if patched <= LIMIT_PERCENT else 1
 

@@ -74,7 +74,7 @@ class Trace:
 def parser() -> argparse.ArgumentParser:
     options = parser_of("syscalls", "System calls for each message.")
     add_choice_option(options, "regime")
-    add_rounds_options(options, rounds=1, seconds=0.5, warmup=None)
+    add_rounds_options(options, rounds=1, duration=0.5, warmup=None)
     return options
 
 

@@ -49,7 +49,7 @@ class Ticking:
 def parser() -> argparse.ArgumentParser:
     options = parser_of("ticker", "A ticker of 5 ms beside saturated relays.")
     add_choice_option(options, "regime", default=BY_DEFAULT)
-    add_rounds_options(options, seconds=2.0)
+    add_rounds_options(options, duration=2.0)
     return options
 
 
@@ -59,16 +59,21 @@ def main(arguments: Sequence[str]) -> int:
         return print_regimes_and_contenders(REGIMES)
     named = [IDLE.name, *(options.regime or BY_DEFAULT)]
     planned = [
-        (regime, [one for one in contenders if one.ticks])
+        (regime, [one for one in contenders if one.ticks or options.contender])
         for regime, contenders in plan([IDLE, *REGIMES], named, options.contender)
     ]
     facts = print_facts()
     done: list[Rounds[Ticking]] = []
-    status = run_rounds(done, planned, options, measure, regime_table, Contender.why_not)
+    status = run_rounds(done, planned, options, measure, regime_table, why_not)
     print(goals_table(done))
     figures = {rounds.regime.name: every_round(rounds) for rounds in done}
     write_json(options.json, facts, {"ticker": figures})
     return status
+
+
+def why_not(contender: Contender, regime: RelayRegime) -> str:
+    """What keeps it out; nothing if it can take part."""
+    return contender.why_not(regime) or ("" if contender.ticks else "it has no ticker")
 
 
 def measure(contender: Contender, regime: RelayRegime, warmup: float, seconds: float) -> Ticking:

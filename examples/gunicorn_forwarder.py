@@ -52,15 +52,19 @@ def say_where(arbiter) -> None:
         print(f"listening on {host}:{port}", file=sys.stderr, flush=True)
 
 
-def checked(text: str) -> str:
-    address(text)  # a ValueError becomes a line that says what is wrong
+def host_and_port(text: str) -> str:
+    address(text)  # of a ValueError argparse makes a line
     return text
 
 
 if __name__ == "__main__":
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("listen", type=checked, metavar="LISTEN", help="HOST:PORT to listen on")
-    parser.add_argument("target", type=checked, metavar="TARGET", help="HOST:PORT to forward to")
+    parser.add_argument(
+        "listen", type=host_and_port, metavar="LISTEN", help="HOST:PORT to listen on"
+    )
+    parser.add_argument(
+        "target", type=host_and_port, metavar="TARGET", help="HOST:PORT to forward to"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args()
     application = forwarder(args.target)

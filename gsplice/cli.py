@@ -216,6 +216,10 @@ def _demo(options: argparse.Namespace) -> int:
     for name in ("megabytes", "rounds", "seconds"):
         if not getattr(options, name) >= 1:
             raise _UsageError(f"--{name} must be at least 1: {getattr(options, name)}")
+    try:
+        _options.mode("auto")
+    except ValueError as error:  # the environment's
+        raise _UsageError(str(error)) from None
     from gsplice.demo.main import run  # here, so that a forwarder need not load it
 
     return run(options.megabytes, options.rounds, options.seconds)

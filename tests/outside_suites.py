@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 import gsplice
 
+#: gevent's event loops on Linux, as GEVENT_LOOP names them.
+LOOPS = ("libev-cext", "libev-cffi", "libuv")
 #: gevent's tests of what is taken over: its sockets and servers.
 SOCKETS = (
     *("test__socket.py", "test__socket_close.py", "test__socket_errors.py", "test__socket_ex.py"),
@@ -132,6 +134,9 @@ def cpythons(name: str) -> list[str]:
 
 def main(loops: Sequence[str]) -> int:
     """Run all suites; return the exit status."""
+    for loop in loops:
+        if loop not in LOOPS:
+            sys.exit(f"no event loop is called {loop!r}; there are {', '.join(LOOPS)}")
     first, *others = loops or [""]
     plan = [("gevent", gevents(*SOCKETS, *BELOW), first)]
     plan += [(name, cpythons(name), first) for name in CPYTHON]

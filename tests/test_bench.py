@@ -21,6 +21,7 @@ from programs import ENVIRONMENT, PATIENCE, REPOSITORY, Program, needs_module, w
 needs_module("tabulate")
 
 from bench import pictures  # noqa: E402
+from bench.command_line import COMMANDS  # noqa: E402
 from bench.contenders import all_contenders  # noqa: E402
 from bench.goals import Limit, goal_row, goals_table  # noqa: E402
 from bench.measure import Measurement  # noqa: E402
@@ -85,6 +86,8 @@ def test_a_run_says_what_it_ran_on_and_names_each_goal_that_it_could_check(run: 
     for regime in run.figures["regimes"]:
         assert f"\n{regime} " in goals
     assert "note: 1 of 5 rounds" in goals
+    assert "0 reached, " in goals
+    assert "too few rounds" in goals
 
 
 def test_a_contender_that_is_not_installed_is_left_out_and_named(run: Run) -> None:
@@ -99,6 +102,7 @@ def test_a_contender_that_is_not_installed_is_left_out_and_named(run: Run) -> No
         ["memory", "--contender=nobody"],
         ["web", "--case=nothing"],
         ["web-alternating", "--contender=nobody"],
+        ["nothing"],
     ],
     ids=" ".join,
 )
@@ -106,9 +110,66 @@ def test_a_name_that_nothing_has_is_one_clear_line(words: Sequence[str]) -> None
     done = bench(*words)
     assert done.returncode == 2
     assert done.stdout == ""
-    unknown = words[-1].partition("=")[2]
+    *_, unknown = words[-1].split("=")
     assert done.stderr.startswith(f"nothing is called {unknown!r}; there are ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--rounds=0"],
+        ["--seconds=nan"],
+        ["--seconds=inf"],
+        ["--seconds=0"],
+        ["--warmup=-1"],
+        ["--json=/nonexistent/figures.json"],
+        ["--json=/"],
+        ["--pictures=/dev/null/pictures"],
+        ["memory", "--relays=0"],
+        ["memory", "--settle=-1"],
+        ["memory", "--idle=0"],
+        ["memory", "--size=1048577"],
+        ["pictures", "/dev/null"],
+        ["pictures", "/dev/null", "-o", "/dev/null/pictures"],
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_makes_no_sense_is_told_before_anything_is_measured(
+    words: Sequence[str],
+) -> None:
+    done = bench(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    *_, last = done.stderr.splitlines()
+    assert ": error: " in last
+    assert "Traceback" not in done.stderr
+
+
+def test_the_help_names_each_command() -> None:
+    _, _, last = bench("--help").stdout.partition("\nCommands:")
+    assert all(command in last for command in COMMANDS)
+
+
+def test_a_file_that_cannot_be_written_in_the_end_is_one_clear_line() -> None:
+    one = ("--regime=ping-pong-256", "--contender=gevent", "--quick")
+    done = bench(*one, "--json=/dev/full")
+    assert done.stderr == "/dev/full could not be written: No space left on device\n"
+    assert "goals" not in done.stderr
+    assert "ping-pong-256" in done.stdout
+
+
+def test_a_compiler_that_fails_is_one_clear_line(tmp_path: Path) -> None:
+    one = ("--regime=ping-pong-256", "--contender=gevent", "--quick")
+    done = bench(*one, GSPLICE_BENCH_CC="false", XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert "c could not be compiled: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_who_has_no_ticker_is_named_and_nothing_measured_is_no_success() -> None:
+    done = bench("ticker", "--contender=ceiling", "--quick")
+    assert "it has no ticker" in done.stdout
+    assert done.returncode == 1
 
 
 def contenders_under(pid: int, name: str) -> Iterator[int]:
@@ -179,7 +240,7 @@ def test_pictures_without_matplotlib_are_one_clear_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match="pictures need matplotlib"):
-        pictures.draw({}, {}, tmp_path)
+        pictures.main([str(tmp_path / "figures")])
 
 
 def measured(seconds: float, cpu: float, p99: float = 1.0) -> Measurement:

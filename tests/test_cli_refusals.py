@@ -14,8 +14,12 @@ from gsplice import cli
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Return the one line that it says where it does not start."""
-    assert cli.main(["forward", *arguments]) == 2
+    """Return the one line that ``forward`` says where it does not start."""
+    return said(capsys, "forward", *arguments)
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main([*arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("gsplice: ")
@@ -169,9 +173,10 @@ def test_a_bad_mode_in_the_environment_is_one_clear_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GSPLICE_MODE", "fast")
-    assert refusal(capsys, LOOPBACK, "127.0.0.1:80") == (
-        "the environment variable GSPLICE_MODE must be 'auto', 'splice' or 'copy', not 'fast'"
-    )
+    for command in (["forward", LOOPBACK, "127.0.0.1:80"], ["demo"]):
+        assert said(capsys, *command) == (
+            "the environment variable GSPLICE_MODE must be 'auto', 'splice' or 'copy', not 'fast'"
+        )
 
 
 @pytest.mark.parametrize(

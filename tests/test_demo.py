@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
 import re
 import socket
 import struct
@@ -12,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +64,7 @@ def test_it_says_what_is_compared_on_which_machine(
     assert "recv+sendall the usual gevent code" in heading
     assert "gsplice gsplice.server.ForwardServer" in heading
     assert re.search(
-        r"On this machine: \d+ cores?, Linux \S+ \S+, CPython 3\.\d+\.\S+, gevent \S+ "
+        r"On this machine: \d+ cores?, Linux \S+ \S+ \(\w+\), CPython 3\.\d+\.\S+, gevent \S+ "
         r"\(lib\S+\), gsplice \S+ \(mode auto\)",
         heading,
     )
@@ -333,3 +335,13 @@ def test_cores_are_counted_where_the_system_does_not_tell_which_are_ours(
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert f"On this machine: {'3 cores' if cores else '1 core'}, " in table.heading()
+
+
+def test_a_congestion_control_that_the_system_does_not_tell_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cannot_be_read(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", cannot_be_read)
+    assert f"{platform.machine()}, CPython" in " ".join(table.heading().split())

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         f"Small answers by one process, {BATCH} with gsplice and {BATCH} without it in turn.",
     )
     add_choice_option(options, "case")
-    add_rounds_options(options, seconds=SECONDS)
+    add_rounds_options(options, duration=SECONDS)
     return options
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import gevent
@@ -59,9 +60,10 @@ def results(results: Sequence[Result], checked: int) -> str:
 
 
 def _machine() -> list[str]:
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return [
         f"{_cores()}",
-        f"{platform.system()} {platform.release()} {platform.machine()}",
+        f"{system}{_congestion_control()}",
         f"{platform.python_implementation()} {platform.python_version()}",
         f"gevent {gevent.__version__} ({gevent.config.loop.__module__.removeprefix('gevent.')})",
         f"gsplice {gsplice.__version__} ({_mode()})",
@@ -72,6 +74,15 @@ def _cores() -> str:
     if hasattr(os, "sched_getaffinity"):
         return count(len(os.sched_getaffinity(0)), "core")
     return count(os.cpu_count() or 1, "core")
+
+
+def _congestion_control() -> str:
+    """Return how TCP connections begin to send here: some kinds pace, which takes CPU (tcp(7))."""
+    try:
+        name = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    except OSError:
+        return ""
+    return f" ({name})"
 
 
 def _mode() -> str:
