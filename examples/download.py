@@ -16,11 +16,13 @@ gsplice.patch_all()
 import shutil
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from http.client import HTTPException
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 
 def url(text):
-    if not text.startswith(("http://", "https://")):
+    if urlsplit(text).scheme not in ("http", "https"):
         raise ValueError
     return text
 
@@ -34,7 +36,9 @@ if __name__ == "__main__":
         with urlopen(arguments.url) as response, open(arguments.path, "wb") as file:
             shutil.copyfileobj(response, file)
             size = file.tell()
-    except OSError as error:  # urllib's as well
+            if response.length:
+                raise HTTPException(f"the connection ended {response.length:,} bytes too early")
+    except (OSError, HTTPException) as error:  # urllib's as well
         sys.exit(f"cannot download {arguments.url}: {error}")
     share = gsplice.stats().spliced / max(size, 1)
     print(f"{size:,} bytes, {share:.0%} of them spliced")

@@ -64,7 +64,8 @@ class Meter:
         return f"{connections}, {moved}, {spliced_share()}, {uptime}"
 
     def _write(self, text: str) -> None:
-        _output.say(text, self._stream)
+        if _output.has_room(self._stream):
+            _output.say(text, self._stream)
 
 
 def _moved() -> int:

@@ -16,8 +16,12 @@ file waits for no tick (`_ticks`).
 
 Invariant: a stream is a source that has been read `patience` times in a row without a pause, little
 each time, while nothing at all was sent to its peer: whoever waits for an answer gets one, so an
-exchange of requests and responses never looks like a stream. At the first tick that finds little,
-or that the peer has been sent something, it is no stream any more, and is waited for as ever.
+exchange of requests and responses never looks like a stream. Answers may take another way, and a
+sender that waits for them has one message under way at each tick. At the first tick that finds no
+more than two reads have brought before, or that the peer has been sent something, it is no stream
+any more, and is waited for as ever. What has become an exchange later does not go on as a stream:
+that ends where it flows much slower than it did, and is a stream no longer than `_PROOF` ticks
+before it has to look like one again.
 
 Invariant: no stream stays slower than it was. A sender that may not have under way what flows in a
 period waits for us while we wait for it. So what the first ticks bring is held against what came
@@ -59,15 +63,22 @@ _PLENTY_NO_MORE: Final = 1600 * 1024
 #: when it has been a stream for so many ticks: its reads may be large ones by now.
 _MUCH: Final = 5200 * 1024
 _TERM: Final = 64
-#: Bytes: a tick that finds less has found a pause.
+#: Bytes: a tick that finds less has found a pause, and so has one that finds less than so many
+#: reads have brought, on the average, before it was a stream.
 _LITTLE: Final = 4 * 1024
+_FEW_READS: Final = 2
 #: After so many ticks it is seen whether they bring less than this part of what came before. What
 #: that was is the most that was seen, which fades by this factor with each look.
 _TRIAL: Final = 16
 _SLOWER: Final = 0.75
 _FADING: Final = 0.9
+#: Where that many ticks bring less than this part of the most that as many have brought, it is
+#: not the stream that it was.
+_COLLAPSED: Final = 1 / 4
 #: A stream that was one for so many ticks was no mistake, however it ends.
 _PROVEN: Final = 4
+#: After so many, about a second, it has to look like a stream again.
+_PROOF: Final = 1024
 
 #: The answer of `Moderation.read` and `Moderation.found` where there is nothing to look at.
 NEVER: Final = -1
@@ -98,9 +109,12 @@ class Moderation:
         "_began",
         "_due",
         "_flow_before",
+        "_little",
         "_may_begin",
+        "_most",
         "_moved",
         "_moved_before",
+        "_moved_before_window",
         "_patience",
         "_raw",
         "_segments",
@@ -124,6 +138,8 @@ class Moderation:
         self._tick_count = 0
         self._began = 0.0
         self._moved_before = 0
+        self._little = _LITTLE
+        self._moved_before_window = self._most = 0  # of `_TRIAL` ticks
 
     @property
     def is_stream(self) -> bool:
@@ -147,7 +163,7 @@ class Moderation:
             is_small = count < self._patience * _SMALL
             goes_on = remaining is None or remaining > flow
             if is_quick and is_small and flow < _MUCH and goes_on:
-                self._begin()
+                self._begin(max(_LITTLE, _FEW_READS * count // self._patience))
         return self._reads_to_go()
 
     def found(self, moved: int, remaining: int | None) -> int:
@@ -162,9 +178,9 @@ class Moderation:
         self._tick_count += 1
         flow = count / elapsed * PERIOD
         is_mistake = self._tick_count in (_TRIAL, _TERM) and self._is_slower()
-        if is_mistake or count < _LITTLE or self._has_answered():
+        if is_mistake or count < self._little or self._has_answered():
             self._end(is_mistake or self._tick_count < _PROVEN)
-        elif self._tick_count >= _TERM and flow > _MUCH:
+        elif self._is_to_be_seen_anew(flow):
             self._end(False)
         elif remaining is not None and remaining <= count:
             self._end(False)  # the last bytes are not worth a wait
@@ -207,13 +223,15 @@ class Moderation:
         """Return after how many reads to look: a stream is looked at when it ticks."""
         return NEVER if self.is_stream or not self._may_begin else self._patience
 
-    def _begin(self) -> None:
+    def _begin(self, little: int) -> None:
         try:
             self._ticks = Ticks(self._raw.fileno(), PERIOD)
         except OSError:
             self._may_begin = False
             return
         self._moved_before, self._began = self._moved, self._since
+        self._moved_before_window, self._most = self._moved, 0
+        self._little = little
         self._tick_count = 0
 
     def _end(self, is_mistake: bool) -> None:
@@ -234,6 +252,15 @@ class Moderation:
             return True
         before, (self._segments,) = self._segments, _DATA_SEGMENTS_OUT.unpack(information)
         return self._segments != before
+
+    def _is_to_be_seen_anew(self, flow: float) -> bool:
+        if self._tick_count >= _TERM and flow > _MUCH:
+            return True
+        if self._tick_count % _TRIAL:
+            return False
+        window = self._moved - self._moved_before_window
+        self._moved_before_window, self._most = self._moved, max(window, self._most)
+        return window < self._most * _COLLAPSED or self._tick_count >= _PROOF
 
     def _is_slower(self) -> bool:
         periods = (self._since - self._began) / PERIOD

@@ -164,6 +164,17 @@ def is_socket_source(thing: Any) -> bool:
     return sock is thing or not _has_own(thing, READING)
 
 
+def writes_at_once(thing: Any) -> bool:
+    """Return whether *thing* is a ``makefile("wb", 0)`` writer on a socket that can be waited for.
+
+    Its ``write()`` is one ``send()``, which may take less than it is given.
+    """
+    if type(thing) is not SocketIO:
+        return False
+    sock = _reader.under(thing)
+    return isinstance(sock, GeventSocket) and sock.timeout != 0.0
+
+
 def regular_file(thing: Any) -> FileSource | None:
     """Return *thing* as a source, if it is a regular file opened in binary mode to be read."""
     try:

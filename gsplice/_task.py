@@ -63,12 +63,12 @@ class Task(_Result):
     def get(self, timeout: float | None = None) -> Any:  # type: ignore[override]
         """Wait for the end, and return the result or raise the error.
 
+        After the end it does not wait, so a function that is linked by `rawlink` may ask as well.
+
         :param timeout: seconds after which `gevent.Timeout` is raised; the transfer goes on.
         """
-        if timeout is None:
-            self.wait()
-        elif not self.ready():
-            with Timeout(timeout):
+        if not self.ready():
+            with Timeout(timeout):  # None: never
                 self.wait()
         if self.exception is None:
             return self.value

@@ -155,24 +155,42 @@ def _forward(options: argparse.Namespace) -> int:
     _say(f"listening on {_addresses.show(server.address)}, forwarding to {options.target}")
     meter = Meter(server, sys.stderr) if options.stats else None
     line_start = meter.line_start if meter else ""
-    logging.basicConfig(format=f"{line_start}gsplice: %(message)s", level=logging.INFO)
+    logging.basicConfig(
+        format=f"{line_start}gsplice: %(message)s", level=logging.INFO, handlers=[_output.Log()]
+    )
     with meter or contextlib.nullcontext():
         server.serve_forever(stop_timeout=options.grace)
     return 0
 
 
 class _OwnSocketServer(ForwardServer):
-    """A server that removes its unix socket, as soon as it accepts no more.
+    """A server that removes its unix socket, when it is to accept no more.
 
-    Not later: while relays finish here, another process may have bound a socket of that name.
+    Not later: while relays finish here, another process may bind a socket of that name. And not
+    when somebody has done so already.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._file = _file_at(self.address)
+
     def close(self) -> None:
-        was_open = not self.closed
-        super().close()
-        if was_open and isinstance(self.address, str):
+        path: Any = self.address
+        if not self.closed and self._file is not None and self._file == _file_at(path):
             with contextlib.suppress(OSError):
-                os.unlink(self.address)
+                os.unlink(path)
+        super().close()
+
+
+def _file_at(address: Any) -> tuple[int, int] | None:
+    """Return which file a unix socket's *address* is, if it is one."""
+    if not isinstance(address, str):
+        return None
+    try:
+        status = os.stat(address)
+    except (OSError, ValueError):  # an abstract name is no file's
+        return None
+    return status.st_dev, status.st_ino
 
 
 class _SystemdServer(ForwardServer):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
 import subprocess
 from typing import Any
 
 from gevent import socket
+from peers import wait_until
 from programs import ENVIRONMENT, PATIENCE
 
 
@@ -31,6 +33,12 @@ class Terminal:
             socket.wait_read(self._fd, timeout=PATIENCE)
             self.screen += os.read(self._fd, 4096).decode()
         return found
+
+    def hold(self) -> None:
+        """Press Ctrl-S, and wait until that holds what is shown (termios(3), IXON)."""
+        os.write(self._fd, b"\x13")
+        with open(f"/proc/{self.process.pid}/fd/2", "wb", buffering=0) as end:
+            wait_until(lambda: not select.select([], [end], [], 0)[1])
 
     def __enter__(self) -> Terminal:
         return self

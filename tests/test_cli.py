@@ -214,6 +214,17 @@ def test_a_unix_socket_is_removed_as_soon_as_it_accepts_no_more(
     assert not path.exists()
 
 
+def test_a_unix_socket_of_another_process_by_the_same_name_is_left_alone(
+    forward: Any, backend: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    old = forward(f"unix:{path}", backend)
+    path.unlink()
+    new = forward(f"unix:{path}", backend)
+    assert old.stop() == 0
+    exchange(new.dial())
+
+
 def test_a_unix_socket_that_a_killed_process_has_left_is_replaced(
     forward: Any, backend: str, tmp_path: Path
 ) -> None:

@@ -7,19 +7,32 @@ import errno
 import io
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forwarder import Forwarder, dial
-from peers import Pairs, echoed, errors_of_hub, exchange, pattern, receive, wait_until
+from gevent.server import StreamServer
+from peers import (
+    Pairs,
+    echoed,
+    errors_of_hub,
+    exchange,
+    pattern,
+    quietly,
+    receive,
+    send_back,
+    wait_until,
+)
 from programs import ENVIRONMENT, LOOPBACK, PATIENCE, free_port
 from terminal import Terminal
 
 import gsplice
-from gsplice import _meter, cli
+from gsplice import _addresses, _meter, cli
 from gsplice.server import ForwardServer
 
 # Figures.
@@ -101,6 +114,64 @@ def test_with_stats_and_no_standard_error_it_forwards_all_the_same(
             assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
+
+
+# Where nobody reads it.
+
+
+def fill_pipe(fd: int) -> None:
+    """Write to it until there is no room, and leave it in the mode that it is in."""
+    own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(own, b"x" * 512)
+    except BlockingIOError:
+        os.close(own)
+
+
+@pytest.mark.parametrize("options", [[], ["--stats"]], ids=["", "--stats"])
+def test_a_pipe_that_nobody_reads_costs_lines_and_no_connection(
+    options: list[str], tmp_path: Path, serve: Any
+) -> None:
+    path = tmp_path / "target"
+    reads, writes = os.pipe()
+    words = ("-m", "gsplice", "forward", LOOPBACK, f"unix:{path}", *options)
+    with (
+        open(reads, "rb", buffering=0) as said,
+        subprocess.Popen([sys.executable, *words], env=ENVIRONMENT, stderr=writes) as process,
+    ):
+        try:
+            address = said.read(1000).split()[3].decode().rstrip(",")
+            fill_pipe(writes)
+            with dial(address) as client:
+                assert receive(client) == b""  # there is no target yet
+            while select.select([said], [], [], 0)[0]:
+                assert set(said.read(4096)) == {ord("x")}
+            with dial(address) as client:
+                assert receive(client) == b""
+            assert said.read(1000).endswith(b" (nobody read on: 1 before this are lost)\n")
+            fill_pipe(writes)
+            serve(StreamServer(_addresses.listen(str(path), 5), quietly(send_back)))
+            with dial(address) as client:
+                exchange(client)
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            os.close(writes)
+
+
+def test_a_terminal_that_is_held_costs_lines_and_no_connection() -> None:
+    target = f"127.0.0.1:{free_port()}"
+    command = (sys.executable, "-m", "gsplice", "forward", LOOPBACK, target, "--stats")
+    with Terminal(*command) as terminal:
+        address = terminal.expect(r"listening on (\S+),")[1]
+        terminal.hold()
+        with dial(address) as client:
+            assert receive(client) == b""
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.process.wait(PATIENCE) == 0
+    assert "cannot connect" not in terminal.screen
 
 
 # What else it says.

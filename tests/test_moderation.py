@@ -206,6 +206,21 @@ def test_an_exchange_that_two_copies_serve(line: MakeLine, spawn: Spawn, any_pac
     down.stop()
 
 
+@pytest.mark.parametrize("size", [64, 4096, 12_000])
+def test_an_exchange_whose_answers_take_another_way_is_tried_ever_less_often(
+    line: MakeLine, size: int, monkeypatch: pytest.MonkeyPatch, any_pace: None
+) -> None:
+    """Nothing tells it from a stream but that a tick finds one message, and so few are delayed."""
+    client, source, sink, backend = line()
+    transfer = gsplice.Transfer(source, sink).start()
+    ticks = before_method(monkeypatch, Pump, "on_due", lambda: None)
+    for number in range(1000):
+        client.sendall(request := pattern(size, number))
+        assert receive(backend, size) == request
+    assert len(ticks) < 10
+    transfer.stop()
+
+
 def test_slow_messages(line: MakeLine, spawn: Spawn) -> None:
     stream = Stream(line(), spawn)
     transfer, received = stream.begin()

@@ -103,6 +103,30 @@ def test_a_tick_that_finds_little_ends_it(watched: Watched) -> None:
     assert not watched.tick(4095)
 
 
+def test_a_tick_that_finds_no_more_than_two_reads_brought_ends_it(watched: Watched) -> None:
+    """Who waits for an answer that takes another way has one message under way at each tick."""
+    assert watched.look(10_000, 0.000_02)
+    assert watched.tick(20_000)
+    assert not watched.tick(19_999)
+    assert watched.patience == 4 * PATIENCE
+
+
+def test_a_stream_that_flows_four_times_slower_than_it_did_ends(watched: Watched) -> None:
+    pace, average = POLLED
+    assert watched.look(average, pace)
+    assert watched.ticks(200_000, 16) == 16
+    assert watched.ticks(50_000, 16) == 16
+    assert watched.ticks(49_999) == 15
+    assert watched.patience == PATIENCE, "it was no mistake"
+
+
+def test_a_stream_has_to_look_like_one_again_each_second(watched: Watched) -> None:
+    pace, average = POLLED
+    for _ in range(2):
+        assert watched.look(average, pace)
+        assert watched.ticks(40_000, 2000) == 1023
+
+
 def test_a_tick_right_behind_a_late_one_is_not_held_against_it(watched: Watched) -> None:
     pace, average = POLLED
     assert watched.look(average, pace)

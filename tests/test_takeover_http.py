@@ -5,6 +5,7 @@ Each scenario is run twice, before and after `patch_all`, and what can be told o
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import shutil
@@ -13,7 +14,16 @@ from typing import Any
 
 import gevent
 import pytest
-from peers import Spawn, connected, connected_tls, error_of, receive, reset, send_and_end
+from peers import (
+    Spawn,
+    connected,
+    connected_tls,
+    error_of,
+    receive,
+    reset,
+    send_and_end,
+    small_buffers,
+)
 from takeovers import (
     BODY,
     GOOD,
@@ -169,6 +179,40 @@ def test_copyfileobj_takes_sockets_as_they_are(spawn: Spawn) -> None:
     assert received.get() == BODY
     for sock in (client, source, sink, backend):
         sock.close()
+
+
+@pytest.mark.parametrize("mode", ["auto", "copy"])
+@pytest.mark.parametrize("kind", ["chunked response", "reader", "object", "file"])
+def test_copyfileobj_to_a_writer_that_may_take_less_than_it_is_given_loses_nothing(
+    kind: str, mode: str, spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The original would: a write() of ``makefile("wb", 0)`` is one send()."""
+    monkeypatch.setenv("GSPLICE_MODE", mode)
+    (tmp_path / "body").write_bytes(BODY)
+    sink, backend = connected("unix")
+    small_buffers(sink)
+    received = spawn(receive, backend)
+    gsplice.patch_shutil()
+    with contextlib.ExitStack() as stack:
+        source: Any = io.BytesIO(BODY)
+        if kind == "chunked response":
+            near, far = (stack.enter_context(one) for one in connected())
+            spawn(answer, far, RESPONSES["chunked"])
+            connection = connection_to(near)
+            connection.request("GET", "/")
+            source = stack.enter_context(connection.getresponse())
+        elif kind == "reader":
+            client, sock = (stack.enter_context(one) for one in connected("unix"))
+            spawn(send_and_end, client, BODY)
+            source = stack.enter_context(sock.makefile("rb"))
+        elif kind == "file":
+            source = stack.enter_context(open(tmp_path / "body", "rb"))
+        with sink.makefile("wb", 0) as writer:
+            shutil.copyfileobj(source, writer)
+    unpatch_all()
+    sink.close()
+    assert received.get() == BODY
+    backend.close()
 
 
 @pytest.mark.parametrize("length", [0, 1, 1000, -1])

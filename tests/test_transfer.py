@@ -152,6 +152,19 @@ def test_link(line: MakeLine, make: MakeTask) -> None:
 
 
 @each_task
+def test_what_is_linked_may_ask_for_the_result(line: MakeLine, make: MakeTask) -> None:
+    """It is called in the hub, where nobody can wait."""
+    ends = line()
+    task = make(ends.source, ends.sink)
+    results: list[Any] = []
+    task.rawlink(lambda ended: results.append(ended.get()))
+    task.start()
+    end_both(ends)
+    result = task.get()
+    wait_until(lambda: results == [result])
+
+
+@each_task
 def test_link_that_was_taken_off_is_not_told(line: MakeLine, make: MakeTask) -> None:
     ends = line()
     task = make(ends.source, ends.sink).start()

@@ -347,6 +347,17 @@ def test_download_splices_into_the_file(backend: str, tmp_path: Path, path: str)
     shutil.rmtree(tmp_path)
 
 
+def test_a_download_that_ends_too_early_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        program = Program(sys.executable, EXAMPLES / "download.py", url, tmp_path / "file")
+        with program, listener.accept()[0] as sock:
+            sock.recv(65536)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1005\r\n\r\nhello")
+            sock.shutdown(socket.SHUT_WR)
+            program.expect(f"^cannot download {url}: the connection ended 1,000 bytes too early$")
+
+
 def test_a_download_that_fails_is_one_line_and_makes_no_file(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}/"
     done = subprocess.run(

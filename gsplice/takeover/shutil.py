@@ -6,6 +6,7 @@ import functools
 from types import ModuleType
 from typing import Any, Final
 
+from gsplice import _recognition
 from gsplice._gevent import GeventSocket
 from gsplice.takeover._replacements import Replacements
 from gsplice.transfer import can_splice, copy
@@ -19,8 +20,13 @@ def install(module: ModuleType, replacements: Replacements) -> None:
 
     @functools.wraps(original)
     def copyfileobj(fsrc: Any, fdst: Any, length: int = 0) -> None:
-        has_socket = isinstance(fsrc, GeventSocket) or isinstance(fdst, GeventSocket)
-        if isinstance(length, int) and (has_socket or can_splice(fsrc, fdst)):
+        needs_us = (
+            isinstance(fsrc, GeventSocket)
+            or isinstance(fdst, GeventSocket)
+            # The original would lose what one write() does not take.
+            or _recognition.writes_at_once(fdst)
+        )
+        if isinstance(length, int) and (needs_us or can_splice(fsrc, fdst)):
             copy(fsrc, fdst)
         else:
             original(fsrc, fdst, length)
