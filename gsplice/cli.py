@@ -187,7 +187,7 @@ def _file_at(address: Any) -> tuple[int, int] | None:
     if not isinstance(address, str):
         return None
     try:
-        status = os.stat(address)
+        status = os.lstat(address)
     except (OSError, ValueError):  # an abstract name is no file's
         return None
     return status.st_dev, status.st_ino
