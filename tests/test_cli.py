@@ -223,6 +223,8 @@ def test_a_unix_socket_of_another_process_by_the_same_name_is_left_alone(
     new = forward(f"unix:{path}", backend)
     assert old.stop() == 0
     exchange(new.dial())
+    path.unlink()
+    assert new.stop() == 0
 
 
 def test_a_unix_socket_that_a_killed_process_has_left_is_replaced(
