@@ -220,7 +220,7 @@ def test_a_unix_socket_of_another_process_by_the_same_name_is_left_alone(
     path = tmp_path / "socket"
     old = forward(f"unix:{path}", backend)
     path.unlink()
-    new = forward(f"unix:{path}", backend)
+    new = forward(f"unix:{path}", backend, "--grace", "0")
     assert old.stop() == 0
     exchange(new.dial())
     path.unlink()
