@@ -8,7 +8,6 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bench.measure import Measurement
 from bench.regimes import EXCHANGES, KIB, MIB, NO_DELAY, ONE_WAY, PING_PONG, RelayRegime
@@ -23,7 +22,7 @@ NOISE = 0.1  # of a goal: as much as measurements on one machine differ from eac
 LEAST_ROUNDS = 5
 
 REACHED, WITHIN_NOISE, MISSED = VERDICTS = ("reached", "within the noise", "missed")
-NOT_COUNTED = "too few rounds"
+TOO_FEW_ROUNDS = "too few rounds"
 HEADINGS = ("", "", "what", "beside", "goal", "median", "rounds", "margin", "")
 
 
@@ -60,25 +59,24 @@ def goal_row(
     """A line of a table of goals; ``values`` are those of the rounds."""
     median = statistics.median(values)
     margin = limit.margin(median)
-    verdict = REACHED if margin >= 0 else WITHIN_NOISE if margin >= -noise else MISSED
+    verdict = WITHIN_NOISE if margin >= -noise else MISSED
+    if margin >= 0:
+        verdict = REACHED if len(values) >= LEAST_ROUNDS else TOO_FEW_ROUNDS
     rounds = f"{limit.show(min(values))} to {limit.show(max(values))}"
     figures = [str(limit), limit.show(median), rounds, f"{margin * 100:+.0f} %"]
     return [where, who, what, beside, *figures, verdict]
 
 
-def table_of_goals(rows: Sequence[Sequence[str]], rounds: int) -> str:
+def table_of_goals(rows: Sequence[Sequence[str]]) -> str:
     """Nothing where no goal was measured."""
     if not rows:
         return ""
-    enough = rounds >= LEAST_ROUNDS
-    counts = Counter(verdict for *_, verdict in rows if enough or verdict != REACHED)
-    if not enough:
-        rows = [[NOT_COUNTED if cell == REACHED else cell for cell in row] for row in rows]
+    counts = Counter(verdict for *_, verdict in rows)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)
     text = f"goals, by the median of the rounds:\n{table(HEADINGS, rows, last='left')}"
     text += f"\n  {summary}"
-    if not enough:
-        text += f"\n  note: {rounds} of {LEAST_ROUNDS} rounds; with fewer nothing is reached"
+    if few := counts[TOO_FEW_ROUNDS]:
+        text += f", {few} with {TOO_FEW_ROUNDS} ({LEAST_ROUNDS} are the least)"
     return text
 
 
@@ -148,11 +146,7 @@ def goals_table(done: Sequence[Rounds[Measurement]]) -> str:
         for name in goal.who
         if (row := _row(goal, rounds, name))
     ]
-    return table_of_goals(rows, fewest_rounds(done))
-
-
-def fewest_rounds(done: Sequence[Rounds[Any]]) -> int:
-    return min((len(of) for rounds in done for of in rounds.results.values()), default=0)
+    return table_of_goals(rows)
 
 
 def _row(goal: Goal, rounds: Rounds[Measurement], name: str) -> list[str]:

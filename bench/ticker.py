@@ -21,7 +21,7 @@ from bench.command_line import (
     write_json,
 )
 from bench.contenders import Contender
-from bench.goals import LONGEST_GAP, OURS, TICKS, fewest_rounds, goal_row, table_of_goals
+from bench.goals import LONGEST_GAP, OURS, TICKS, goal_row, table_of_goals
 from bench.measure import amount_of
 from bench.processes import LineProcess
 from bench.regimes import PING_PONG, REGIMES, RelayRegime
@@ -132,4 +132,4 @@ def goals_table(done: Sequence[Rounds[Ticking]]) -> str:
         )
         if rounds.regime is not IDLE and (values := rounds.values(name, figure))
     ]
-    return table_of_goals(rows, fewest_rounds(done))
+    return table_of_goals(rows)

@@ -22,7 +22,7 @@ from bench.command_line import (
     print_facts,
     write_json,
 )
-from bench.goals import Limit, fewest_rounds, goal_row, table_of_goals
+from bench.goals import Limit, goal_row, table_of_goals
 from bench.report import Column, notes_of_load, rounds_table
 from bench.rounds import Rounds, run_rounds
 from bench.web.alternation import BATCH, Alternation, Figure, measure
@@ -154,7 +154,7 @@ def goals_table(done: Sequence[Of]) -> str:
         for name in of.results
         for what, figure in FIGURES.items()
     ]
-    return table_of_goals(rows, fewest_rounds(done))
+    return table_of_goals(rows)
 
 
 def as_json(of: Of) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from bench.goals import Limit, fewest_rounds, goal_row, table_of_goals
+from bench.goals import Limit, goal_row, table_of_goals
 from bench.measure import Measurement
 from bench.report import Compare, times_less_cpu, times_the_rate
 from bench.rounds import Rounds
@@ -39,7 +39,7 @@ GOALS = (
 def goals_table(done: Sequence[Rounds[Measurement]]) -> str:
     """Each goal that was measured, case by case."""
     rows = [row for rounds in done for goal in GOALS for row in _rows(goal, rounds)]
-    return table_of_goals(rows, fewest_rounds(done))
+    return table_of_goals(rows)
 
 
 def _rows(goal: Goal, rounds: Rounds[Measurement]) -> list[list[str]]:
