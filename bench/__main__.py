@@ -1,36 +1,24 @@
 """``python -m bench [COMMAND] ...``; the command is ``relay`` when none is named."""
 
 import sys
+from pkgutil import resolve_name
 
 try:
-    from bench import memory, pictures, relay, syscalls, ticker
     from bench.command_line import COMMANDS, no_such_name, run_program
-    from bench.web import alternating
-    from bench.web import command as web
 except ModuleNotFoundError as error:
     if error.name != "tabulate":
         raise
     sys.exit("the bench needs tabulate: python -m pip install -e '.[bench]'")
 
-MAINS = (
-    relay.main,
-    relay.scale,
-    memory.main,
-    ticker.main,
-    syscalls.main,
-    web.main,
-    alternating.main,
-    pictures.main,
-)
-
 
 def main(arguments: list[str]) -> int:
-    command, *rest = arguments or [""]
-    if not command or command.startswith("-"):
-        command, rest = COMMANDS[0], arguments
+    command, rest = next(iter(COMMANDS)), arguments
+    if arguments and not arguments[0].startswith("-"):
+        command, *rest = arguments
     if command not in COMMANDS:
         no_such_name(command, COMMANDS)
-    return dict(zip(COMMANDS, MAINS, strict=True))[command](rest)
+    status: int = resolve_name(COMMANDS[command])(rest)
+    return status
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -20,16 +20,17 @@ from bench.values import count, file_to_write, seconds, seconds_or_none
 
 USAGE_ERROR = 2  # as argparse has it
 LIST_WIDTH = 26
-COMMANDS = (
-    "relay",
-    "scale",
-    "memory",
-    "ticker",
-    "syscalls",
-    "web",
-    "web-alternating",
-    "pictures",
-)
+# What runs each of them; the first is the one that is meant where none is named.
+COMMANDS = {
+    "relay": "bench.relay:main",
+    "scale": "bench.relay:scale",
+    "memory": "bench.memory:main",
+    "ticker": "bench.ticker:main",
+    "syscalls": "bench.syscalls:main",
+    "web": "bench.web.command:main",
+    "web-alternating": "bench.web.alternating:main",
+    "pictures": "bench.pictures:main",
+}
 EPILOG = f"Commands: {', '.join(COMMANDS)} (default: relay). bench/README.rst explains them."
 
 Choice = TypeVar("Choice", bound=Named)
@@ -123,7 +124,7 @@ def begin(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse
     return options
 
 
-def no_such_name(name: str, names: Sequence[str]) -> NoReturn:
+def no_such_name(name: str, names: Iterable[str]) -> NoReturn:
     print(f"nothing is called {name!r}; there are {', '.join(names)}", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 

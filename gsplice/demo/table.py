@@ -60,10 +60,9 @@ def results(results: Sequence[Result], checked: int) -> str:
 
 
 def _machine() -> list[str]:
-    system = f"{platform.system()} {platform.release()} {platform.machine()}"
     return [
         f"{_cores()}",
-        f"{system}{_congestion_control()}",
+        f"{platform.system()} {platform.release()} {platform.machine()}{_congestion_control()}",
         f"{platform.python_implementation()} {platform.python_version()}",
         f"gevent {gevent.__version__} ({gevent.config.loop.__module__.removeprefix('gevent.')})",
         f"gsplice {gsplice.__version__} ({_mode()})",
