@@ -15,7 +15,7 @@ import select
 from collections.abc import Callable
 from typing import Any, Final
 
-from gevent import GreenletExit, monkey
+from gevent import GreenletExit
 from gevent.server import StreamServer
 
 from gsplice import _hub, _kernel
@@ -25,8 +25,6 @@ _logger = logging.getLogger("gsplice.server")
 #: So many clients are accepted at the end, at the most: what the kernel keeps in a backlog
 #: (net.core.somaxconn), and not all who go on coming.
 _MOST_AT_THE_END: Final = 4096
-
-_poll: Any = monkey.get_original("select", "poll")  # gevent's own would wait
 
 
 class TryLater(GreenletExit):
@@ -100,9 +98,7 @@ class AcceptingServer(StreamServer):
             pass  # there is nothing to accept with
 
     def _somebody_waits(self) -> bool:
-        poller = _poll()
-        poller.register(self.socket.fileno(), select.POLLIN)
-        return bool(poller.poll(0))
+        return _kernel.is_ready(self.socket.fileno(), select.POLLIN)
 
     def _say_no_fd(self, error: OSError) -> None:
         if not self._said_no_fd:

@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
+from gevent import monkey
+
 # The C library, for what CPython has not. It is imported here, and not where it is needed: that is
 # in the hub, which an import would hold up. Where a ``long`` is shorter, a struct itimerspec may be
 # another than that of `start_timer`.
@@ -202,6 +204,13 @@ def has_fds(count: int) -> bool:
                 return False
             stack.callback(os.close, fd)
     return True
+
+
+def is_ready(fd: int, events: int) -> bool:
+    """Return whether *fd* has one of *events* now, ``select.POLLIN`` and so on, or an error."""
+    poller = monkey.get_original("select", "poll")()  # gevent's own would wait
+    poller.register(fd, events)
+    return bool(poller.poll(0))
 
 
 def close(fd: int) -> None:

@@ -16,7 +16,7 @@ import select
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from gevent import monkey
+from gsplice import _kernel
 
 if TYPE_CHECKING:
     _Handler = logging.StreamHandler[TextIO]
@@ -49,9 +49,7 @@ def has_room(stream: Any) -> bool:
     A pipe that has room at all has some for 4,096 bytes (pipe(7), PIPE_BUF).
     """
     try:
-        poll = monkey.get_original("select", "poll")()
-        poll.register(stream.fileno(), select.POLLOUT)
-        return bool(poll.poll(0))
+        return _kernel.is_ready(stream.fileno(), select.POLLOUT)
     except (OSError, ValueError, AttributeError):
         return True  # what cannot be asked, like a buffer in memory, or on a platform without poll
 
